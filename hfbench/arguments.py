@@ -1,0 +1,309 @@
+"""Check a recipe's `training_args` against `transformers.TrainingArguments` without building one.
+
+Building one starts the device and the process group and reports a single problem; a recipe should be checked on any
+machine and say everything at once. Names, types, choices, ranges and contradictions are checked here, what this machine
+can do in `environment.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import enum
+import functools
+import json
+import math
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+# Names that transformers 5 removed, each with what to write instead.
+REMOVED = {
+    "adafactor": 'write optim="adafactor"',
+    "evaluation_strategy": "write eval_strategy",
+    "fp16_backend": "leave it out: torch's autocast is always used",
+    "fp16_opt_level": "leave it out: Apex is gone",
+    "group_by_length": "leave it out: images have no length",
+    "half_precision_backend": "leave it out: torch's autocast is always used",
+    "jit_mode_eval": "leave it out",
+    "logging_dir": "leave it out: logs go into the run's folder",
+    "mp_parameters": "leave it out",
+    "no_cuda": "write use_cpu",
+    "overwrite_output_dir": "leave it out: each run has a folder of its own",
+    "per_gpu_eval_batch_size": "write per_device_eval_batch_size",
+    "per_gpu_train_batch_size": "write per_device_train_batch_size",
+    "push_to_hub_model_id": "write hub_model_id",
+    "push_to_hub_organization": "write hub_model_id as organization/name",
+    "push_to_hub_token": 'leave it out and log in with "hf auth login"',
+    "ray_scope": "leave it out",
+    "save_safetensors": "leave it out: safetensors is the only format",
+    "tpu_num_cores": "leave it out",
+    "use_ipex": "leave it out",
+    "use_legacy_prediction_loop": "leave it out",
+    "use_mps_device": "leave it out: MPS is used where it is present",
+    "warmup_ratio": "write warmup_steps; below 1 it is a ratio",
+}
+
+# Names that exist, but that a run of hfbench decides itself, with the reason or the way to say it.
+OWNED = {
+    "auto_find_batch_size": "a benchmark must not change its batch size on the way; set per_device_train_batch_size",
+    "batch_eval_metrics": "metrics are computed once, over the whole split",
+    "deepspeed": "not supported",
+    "do_eval": "the test split is always evaluated",
+    "do_predict": "the test split is always evaluated",
+    "do_train": "a run always trains",
+    "eval_do_concat_batches": "metrics are computed once, over the whole split",
+    "fsdp": "not supported",
+    "fsdp_config": "not supported",
+    "hub_token": 'a token would end up in files; log in with "hf auth login" or set HF_TOKEN',
+    "include_for_metrics": "hfbench computes the metrics",
+    "label_names": "hfbench builds the batches",
+    "length_column_name": "images have no length",
+    "local_rank": "the launcher sets it",
+    "output_dir": "use --output-dir; a run goes into OUTPUT_DIR/<recipe name>/<run id>",
+    "parallelism_config": "not supported",
+    "prediction_loss_only": "accuracy needs the predictions",
+    "remove_unused_columns": "hfbench builds the batches",
+    "resume_from_checkpoint": "use --resume",
+    "train_sampling_strategy": "training images are shuffled anew each epoch",
+}
+
+# Inclusive lower bounds; values below cannot train.
+_MINIMUM = {
+    "dataloader_num_workers": 0,
+    "eval_accumulation_steps": 1,
+    "gradient_accumulation_steps": 1,
+    "learning_rate": 0,
+    "max_grad_norm": 0,
+    "per_device_eval_batch_size": 1,
+    "per_device_train_batch_size": 1,
+    "save_total_limit": 1,
+    "seed": 0,
+    "warmup_steps": 0,
+    "weight_decay": 0,
+}
+_ABOVE_ZERO = (
+    "eval_steps",
+    "logging_steps",
+    "num_train_epochs",
+    "save_steps",
+    "dataloader_prefetch_factor",
+)
+_SEED_LIMIT = 2**32  # numpy's seeds are unsigned 32-bit integers
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """Return ``"; did you mean x?"`` for the nearest known name, or an empty string."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+@functools.cache
+def training_argument_fields() -> dict[str, dataclasses.Field[Any]]:
+    """Return the fields of the installed `TrainingArguments` by name (imports transformers: 2.4 s)."""
+    from transformers import TrainingArguments
+
+    return {field.name: field for field in dataclasses.fields(TrainingArguments) if field.init}
+
+
+@functools.cache
+def _type_hints() -> dict[str, Any]:
+    from transformers import TrainingArguments
+
+    return typing.get_type_hints(TrainingArguments)
+
+
+def check_training_args(values: Mapping[str, Any]) -> list[str]:
+    """Find everything wrong with `training_args`, whatever the machine.
+
+    Args:
+        values: Names and values as the recipe has them.
+
+    Returns:
+        One sentence a problem, each starting with the dotted name; empty if there is none.
+    """
+    fields = training_argument_fields()
+    problems: list[str] = []
+    for name, value in values.items():
+        where = f"training_args.{name}"
+        if name in OWNED:
+            problems.append(f"{where}: hfbench sets this itself; {OWNED[name]}.")
+        elif name not in fields:
+            gone = f"removed in transformers 5; {REMOVED[name]}." if name in REMOVED else None
+            unknown = f"unknown{suggest(name, fields) or '; it is no name of TrainingArguments.'}"
+            problems.append(f"{where}: {gone or unknown}")
+        elif (
+            problem := _type_problem(name, value)
+            or _choice_problem(name, value)
+            or _range_problem(name, value)
+        ):
+            problems.append(f"{where}: {problem}")
+    return problems + _contradictions(values)
+
+
+def _type_problem(name: str, value: Any) -> str | None:
+    hint = _type_hints()[name]
+    try:
+        adapter: TypeAdapter[Any] = TypeAdapter(
+            hint, config=ConfigDict(strict=True, arbitrary_types_allowed=True)
+        )
+        adapter.validate_python(value)
+    except ValidationError:
+        found = f"{json.dumps(value)} is {_kind(value)}"
+        fix = ""
+        if isinstance(value, str) and _looks_like_number(value):
+            fix = f"; write {value} without quotes"
+        return f"{found}, expected {_describe(hint)}{fix}."
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{value} is not a finite number."
+    return None
+
+
+def _choice_problem(name: str, value: Any) -> str | None:
+    if not isinstance(value, str):
+        return None
+    hint = _type_hints()[name]
+    enums = [
+        arg
+        for arg in (hint, *typing.get_args(hint))
+        if isinstance(arg, type) and issubclass(arg, enum.Enum)
+    ]
+    choices = [str(member.value) for kind in enums for member in kind]
+    choices = choices or [
+        str(choice) for choice in training_argument_fields()[name].metadata.get("choices") or []
+    ]
+    if not choices or value in choices:
+        return None
+    near = suggest(value, choices)
+    return (
+        f'"{value}" is no choice{near}'
+        if near
+        else f'"{value}" is no choice; it may be {", ".join(choices)}.'
+    )
+
+
+def _range_problem(name: str, value: Any) -> str | None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    if name in _MINIMUM and value < _MINIMUM[name]:
+        return f"{value} is too small; it must be at least {_MINIMUM[name]}."
+    if name in _ABOVE_ZERO and value <= 0:
+        return f"{value} is too small; it must be above 0."
+    if name == "max_steps" and value != -1 and value < 1:
+        return f"{value} is no number of steps; write -1 to train for num_train_epochs."
+    if name == "label_smoothing_factor" and not 0 <= value < 1:
+        return f"{value} is out of range; it must be at least 0 and below 1."
+    if name in ("adam_beta1", "adam_beta2") and not 0 <= value < 1:
+        return f"{value} is out of range; it must be at least 0 and below 1."
+    if name in ("seed", "data_seed") and not 0 <= value < _SEED_LIMIT:
+        return f"{value} is out of range; a seed is between 0 and {_SEED_LIMIT - 1}."
+    return None
+
+
+def _contradictions(values: Mapping[str, Any]) -> list[str]:
+    """Find settings that exclude each other; the names must be ones that `check_training_args` accepted."""
+
+    def on(name: str) -> bool:
+        return values.get(name) is True
+
+    problems = []
+    if on("fp16") and on("bf16"):
+        problems.append(
+            "training_args: fp16 and bf16 exclude each other; set one of them to false."
+        )
+    if on("fp16") and on("use_cpu"):
+        problems.append(
+            "training_args: fp16 needs a GPU and use_cpu forbids it; set use_cpu=false, or fp16=false bf16=true."
+        )
+    if on("fp16_full_eval") and on("bf16_full_eval"):
+        problems.append(
+            "training_args: fp16_full_eval and bf16_full_eval exclude each other; set one to false."
+        )
+    workers = values.get("dataloader_num_workers", 0)
+    for name in ("dataloader_prefetch_factor", "dataloader_persistent_workers"):
+        if workers == 0 and values.get(name):
+            problems.append(
+                f"training_args.{name}: needs worker processes; set dataloader_num_workers to 1 or more."
+            )
+    evaluates, saves = values.get("eval_strategy", "no"), values.get("save_strategy", "steps")
+    if on("load_best_model_at_end") and saves != "best" and evaluates != saves:
+        problems.append(
+            f'training_args: load_best_model_at_end needs equal strategies, found eval_strategy="{evaluates}" and '
+            f'save_strategy="{saves}"; set both to "epoch".'
+        )
+    if values.get("lr_scheduler_type") in ("reduce_lr_on_plateau", "greedy") and evaluates == "no":
+        problems.append(
+            'training_args: this lr_scheduler_type needs evaluations; set eval_strategy to "epoch".'
+        )
+    accelerator = values.get("accelerator_config")
+    if isinstance(accelerator, Mapping):
+        problems += _accelerator_config_problems(accelerator)
+    if values.get("hub_strategy") not in (None, "end"):
+        problems.append(
+            'training_args.hub_strategy: hfbench pushes once, at the end; write "end" or leave it out.'
+        )
+    return problems
+
+
+def _accelerator_config_problems(values: Mapping[str, Any]) -> list[str]:
+    from transformers.trainer_pt_utils import AcceleratorConfig
+
+    known = [field.name for field in dataclasses.fields(AcceleratorConfig)]
+    where = "training_args.accelerator_config"
+    problems = [
+        f"{where}.{name}: unknown{suggest(name, known)}" for name in values if name not in known
+    ]
+    for name in ("non_blocking", "split_batches", "even_batches", "use_seedable_sampler"):
+        if name in values and not isinstance(values[name], bool):
+            problems.append(f"{where}.{name}: {json.dumps(values[name])} is not true or false.")
+    if values.get("even_batches") is False:
+        problems.append(
+            f"{where}.even_batches: false would let processes wait for each other forever; leave it out."
+        )
+    return problems
+
+
+def _looks_like_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _kind(value: Any) -> str:
+    names = {
+        bool: "true or false",
+        int: "a whole number",
+        float: "a number",
+        str: "text",
+        list: "a list",
+    }
+    return names.get(type(value), "an object" if isinstance(value, Mapping) else "null")
+
+
+def _describe(hint: Any) -> str:
+    """Say a type hint in words, as in "a number or null"."""
+    words = {
+        bool: "true or false",
+        int: "a whole number",
+        float: "a number",
+        str: "text",
+        list: "a list",
+        dict: "an object",
+        types.NoneType: "null",
+    }
+    options = (
+        typing.get_args(hint)
+        if typing.get_origin(hint) in (types.UnionType, typing.Union)
+        else (hint,)
+    )
+    origins = [typing.get_origin(option) or option for option in options]
+    said = [words[origin] for origin in origins if origin in words]
+    said += [
+        "text" for origin in origins if isinstance(origin, type) and issubclass(origin, enum.Enum)
+    ]
+    return " or ".join(dict.fromkeys(said)) or str(hint)

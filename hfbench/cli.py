@@ -1,0 +1,275 @@
+"""The command line; the only module that prints. Nothing heavy is imported before a command needs it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hfbench.errors import HfbenchError, Interrupted
+
+app = typer.Typer(
+    name="hfbench",
+    help="Does this performance tuning really make my fine-tuning faster, and what does it cost in accuracy?\n\n"
+    "One recipe is one experiment: an image classifier, CIFAR-10 or CIFAR-100, and TrainingArguments. "
+    "Begin with: hfbench recipe quickstart_tuned",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Several GPUs: accelerate launch --multi_gpu --num_processes 2 -m hfbench recipe RECIPE",
+)
+
+OutputDir = Annotated[
+    Path, typer.Option("--output-dir", "-o", help="Runs go into OUTPUT_DIR/<recipe name>/<run id>.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[NAME=VALUE]...",
+        help="Change the recipe for this run: training_args.num_train_epochs=1 dataset.name_or_path=/data/cifar10",
+        show_default=False,
+    ),
+]
+
+
+def main() -> None:
+    """Run the command line; a user's error becomes a message and exit code 2."""
+    _log_to_stderr()
+    try:
+        app()
+    except HfbenchError as error:
+        if _is_main_process():
+            prefix = "" if isinstance(error, Interrupted) else "Error: "
+            print(f"{prefix}{error}", file=sys.stderr)
+        _leave(error.exit_code)
+    except KeyboardInterrupt:
+        print("Stopped.", file=sys.stderr)
+        _leave(Interrupted.exit_code)
+
+
+def _leave(code: int) -> None:
+    """End this process; in a process group at once, since the others may be waiting for it."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        os._exit(code)
+    sys.exit(code)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        import hfbench
+
+        print(f"hfbench {hfbench.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command("recipe")
+def recipe_command(
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            help="A recipe file, or the name of a shipped one (see: hfbench list --recipes)."
+        ),
+    ],
+    overrides: Overrides = None,
+    output_dir: OutputDir = Path("runs"),
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an unfinished run of this recipe.")
+    ] = False,
+    rerun: Annotated[
+        bool, typer.Option("--rerun", help="Run again although a finished run is there.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run one experiment and print what it reached.
+
+    A finished run is not run again; with push_to_hub it is then only pushed. Ctrl-C saves a checkpoint, --resume goes on.
+    """
+    from hfbench.recipe import load_recipe
+
+    loaded = load_recipe(recipe, overrides or [])
+    from hfbench.runner import run_recipe
+
+    # Trainer prints its log to stdout; with --json that belongs to the result alone.
+    with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+        result = run_recipe(loaded, output_dir, resume=resume, rerun=rerun)
+    if not _is_main_process():
+        return
+    if as_json:
+        print(
+            json.dumps(result.model_dump(mode="json", by_alias=True), indent=2, ensure_ascii=False)
+        )
+        return
+    from hfbench.tables import result_table
+
+    _show(result_table(result))
+    print(f"Everything is in {output_dir / result.recipe.name / result.run_id}")
+    if result.hub:
+        print(f"Pushed to {result.hub.url}")
+
+
+@app.command("compare")
+def compare_command(
+    baseline: Annotated[
+        str, typer.Argument(help="A run's folder, its result.json, or runs/<recipe name>.")
+    ],
+    candidate: Annotated[str, typer.Argument(help="The same, of the run that should be better.")],
+    as_json: AsJson = False,
+) -> None:
+    """Set a run against its baseline: speed-up, memory, accuracy, F1, and every setting that differs."""
+    from hfbench.comparison import compare
+    from hfbench.result import load_result
+
+    comparison = compare(load_result(baseline), load_result(candidate))
+    if as_json:
+        from dataclasses import asdict
+
+        parts: dict[str, Any] = {
+            name: [asdict(item) for item in getattr(comparison, name)] for name in _COMPARED
+        }
+        ids = {"baseline": comparison.baseline.run_id, "candidate": comparison.candidate.run_id}
+        print(json.dumps(ids | parts, indent=2, ensure_ascii=False))
+        return
+    from hfbench.tables import comparison_tables
+
+    _show(comparison_tables(comparison))
+
+
+_COMPARED = ("rows", "settings", "circumstances")
+
+
+@app.command("list")
+def list_command(
+    output_dir: OutputDir = Path("runs"),
+    recipes: Annotated[
+        bool, typer.Option("--recipes", help="List the shipped recipes instead.")
+    ] = False,
+) -> None:
+    """List the runs in a folder, finished or not."""
+    if recipes:
+        from hfbench.recipe import shipped_recipes
+
+        for name, path in shipped_recipes().items():
+            print(f"{name:28} {json.loads(path.read_text('utf-8'))['description']}")
+        return
+    from hfbench.result import find_runs
+
+    runs = list(find_runs(output_dir))
+    if not runs:
+        print(f"No runs in {output_dir}. Begin with: hfbench recipe quickstart_tuned")
+        return
+    from hfbench.tables import run_table
+
+    _show(run_table(runs))
+
+
+@app.command("validate")
+def validate_command(
+    recipes: Annotated[list[str], typer.Argument(help="Recipe files, or names of shipped ones.")],
+) -> None:
+    """Check recipes without running them; says too what this machine could not do."""
+    from hfbench.environment import check_machine
+    from hfbench.recipe import load_recipe
+
+    failed = 0
+    for name in recipes:
+        try:
+            loaded = load_recipe(name)
+        except HfbenchError as error:
+            failed += 1
+            print(error, file=sys.stderr)
+            continue
+        print(f"{name}: valid")
+        for problem in check_machine(loaded):
+            print(f"  not on this machine: {problem}")
+    if failed:
+        print(f"{failed} of {len(recipes)} recipes are not valid.", file=sys.stderr)
+        raise typer.Exit(2)
+
+
+@app.command("env")
+def env_command(as_json: AsJson = False) -> None:
+    """Show what this machine is, which versions are installed, and what the machine cannot do."""
+    from hfbench.environment import describe_environment, missing_capabilities
+
+    environment = describe_environment()
+    if as_json:
+        print(environment.model_dump_json(indent=2))
+        return
+    from hfbench.tables import environment_table
+
+    _show(environment_table(environment, missing_capabilities()))
+
+
+@app.command("predict")
+def predict_command(
+    model: Annotated[
+        str, typer.Argument(help="A run's folder, its model/ folder, or a model on the Hub.")
+    ],
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Image files.")],
+    top_k: Annotated[
+        int, typer.Option("--top-k", min=1, help="Classes to show for each image.")
+    ] = 5,
+    as_json: AsJson = False,
+) -> None:
+    """Classify image files with a fine-tuned model."""
+    from hfbench.prediction import predict
+
+    found = predict(model, images, top_k)
+    if as_json:
+        print(json.dumps(dict(zip(images, found, strict=True)), indent=2, ensure_ascii=False))
+        return
+    from hfbench.tables import prediction_table
+
+    _show(prediction_table(images, found))
+
+
+@app.command("schema")
+def schema_command() -> None:
+    """Print the JSON Schema of a recipe, for editors (hfbench schema > recipe.schema.json)."""
+    from hfbench.recipe import recipe_json_schema
+
+    print(json.dumps(recipe_json_schema(), indent=2, ensure_ascii=False))
+
+
+def _show(what: Any) -> None:
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=120)  # in a file or a pipe, lines should not break at 80
+    console.print(what)
+
+
+def _is_main_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _log_to_stderr() -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("hfbench: %(message)s"))
+    logger = logging.getLogger("hfbench")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO if _is_main_process() else logging.ERROR)
+    logger.propagate = False

@@ -1,0 +1,176 @@
+"""Where a run's time and memory go.
+
+`Trainer` reports one number, `train_runtime`, that counts callbacks, evaluations and checkpoints, and after a resume only
+the last call. Here each is measured apart, and what a checkpoint was written after is added up over the sessions.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from hfbench.result import Memory, Throughput
+
+MAX_WARMUP_STEPS = 10
+
+
+@dataclass
+class TrainingTimes:
+    """Seconds and counts that add up over the sessions of a run; what a checkpoint keeps."""
+
+    sessions: int = 0
+    setup_seconds: float = 0.0
+    execution_seconds: float = 0.0
+    first_step_seconds: float | None = None
+    data_wait_seconds: float = 0.0
+    evaluation_seconds: float = 0.0
+    save_seconds: float = 0.0
+    measured_samples: int = 0
+    measured_seconds: float = 0.0
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done what it was given; a no-op on the CPU."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize()
+
+
+class Clock(TrainerCallback):
+    """Measure one training call; `BenchTrainer` tells it what it does, `Trainer` when steps end.
+
+    The device is waited for only at the borders of what is measured: once after warm-up, before each evaluation and
+    checkpoint, and at the end.
+    """
+
+    def __init__(self) -> None:
+        self.times = TrainingTimes()
+        self.warmup_steps = 0
+        self._started: float | None = None
+        self._before = 0.0  # execution_seconds of earlier sessions
+        self._samples = 0  # of this process, in this session
+        self._steps = 0
+        self._steady_from: tuple[float, float, int] | None = (
+            None  # time, pauses until then, samples until then
+        )
+        self._steady_before = (0, 0.0)  # measured samples and seconds of earlier sessions
+
+    def resume(self, earlier: dict[str, Any]) -> None:
+        """Go on from what a checkpoint kept."""
+        self.times = TrainingTimes(**earlier)
+        self._before = self.times.execution_seconds
+        self._steady_before = (self.times.measured_samples, self.times.measured_seconds)
+
+    def state(self) -> dict[str, Any]:
+        """Return what to keep in a checkpoint."""
+        self._update()
+        return asdict(self.times)
+
+    def start(self) -> None:
+        """Start the execution clock: the training call begins."""
+        self.times.sessions += 1
+        self._started = time.perf_counter()
+
+    def stop(self, device: torch.device) -> None:
+        """Stop the execution clock: the training call has returned."""
+        synchronize(device)
+        self._update()
+        self._started = None
+
+    @contextmanager
+    def measure(self, name: str, device: torch.device | None = None) -> Iterator[None]:
+        """Add the time spent inside to ``times.<name>_seconds``.
+
+        Args:
+            name: A field of `TrainingTimes` without its unit.
+            device: Waited for before, so that work queued earlier is not counted here.
+        """
+        if device is not None:
+            synchronize(device)
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            field = f"{name}_seconds"
+            setattr(self.times, field, getattr(self.times, field) + time.perf_counter() - start)
+
+    def count_samples(self, samples: int) -> None:
+        """Tell how many images this process is about to train on."""
+        self._samples += samples
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Choose the warm-up: ten steps, or a quarter of what is left of a short run, at least one."""
+        self.warmup_steps = max(
+            1, min(MAX_WARMUP_STEPS, (state.max_steps - state.global_step) // 4)
+        )
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Note the end of the first step, of warm-up, and of training."""
+        self._steps += 1
+        last = state.global_step >= state.max_steps or control.should_training_stop
+        if self._steps in (1, self.warmup_steps) or last:
+            synchronize(args.device)
+        now = time.perf_counter()
+        if self._steps == 1 and self.times.first_step_seconds is None and self._started is not None:
+            self.times.first_step_seconds = now - self._started
+        if self._steady_from is not None:
+            self._measure_steady(now)
+        if self._steps == self.warmup_steps:
+            self._steady_from = (now, self._pauses(), self._samples)
+
+    def throughput(self, world_size: int) -> Throughput:
+        """Return the steady state of all sessions; processes train on equally many images."""
+        samples, seconds = self.times.measured_samples * world_size, self.times.measured_seconds
+        return Throughput(
+            samples_per_second=samples / seconds if samples else None,
+            warmup_steps=self.warmup_steps,
+            measured_samples=samples,
+            measured_seconds=seconds,
+        )
+
+    def _pauses(self) -> float:
+        return self.times.evaluation_seconds + self.times.save_seconds
+
+    def _measure_steady(self, now: float) -> None:
+        if self._steady_from is None:
+            return
+        start, pauses, samples = self._steady_from
+        self.times.measured_samples = self._steady_before[0] + self._samples - samples
+        self.times.measured_seconds = (
+            self._steady_before[1] + now - start - (self._pauses() - pauses)
+        )
+
+    def _update(self) -> None:
+        if self._started is not None:
+            self.times.execution_seconds = self._before + time.perf_counter() - self._started
+
+
+def measure_memory(device: torch.device) -> Memory:
+    """Return the peaks of this process so far."""
+    peak = None
+    if device.type != "cpu" and device.type != "mps":  # MPS keeps no peak
+        peak = torch.accelerator.max_memory_allocated() / 2**20
+    return Memory(peak_process_memory_mib=_peak_resident_mib(), peak_device_memory_mib=peak)
+
+
+def _peak_resident_mib() -> float:
+    if sys.platform == "win32":
+        import psutil
+
+        return float(psutil.Process().memory_info().peak_wset) / 2**20
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return (
+        peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+    )  # macOS counts bytes, Linux KiB

@@ -1,0 +1,111 @@
+"""Whether the Hub can be reached, and what to tell a user when something from it cannot be had."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+import urllib.parse
+import urllib.request
+from pathlib import Path
+
+from hfbench.errors import DataError, HfbenchError, HubError, ModelError
+
+logger = logging.getLogger(__name__)
+
+_TIMEOUT_SECONDS = 5
+
+_OFFLINE_ADVICE = {
+    "dataset": (
+        "dataset.name_or_path=FOLDER (parquet, save_to_disk, imagefolder, or CIFAR's own archive), "
+        "dataset.name_or_path=digits dataset.image_column=image dataset.label_column=label, or "
+        "dataset.name_or_path=synthetic"
+    ),
+    "model": (
+        "model.name_or_path=FOLDER with config.json and weights, or model.pretrained=false for fresh weights of a timm "
+        "architecture or of google/vit-base-patch16-224-in21k"
+    ),
+}
+
+
+def use_cache_if_unreachable() -> None:
+    """Switch the Hub's clients to their caches if its server does not answer.
+
+    They would otherwise retry for 23 s for each of data set, model and processor before they fail.
+    """
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE or _server_answers(constants.ENDPOINT):
+        return
+    logger.warning(f"{constants.ENDPOINT} does not answer; using only what is in the cache.")
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    constants.HF_HUB_OFFLINE = True
+    if "datasets" in sys.modules:  # it copied the switch when it was imported
+        sys.modules["datasets"].config.HF_HUB_OFFLINE = True
+
+
+def explain_hub_failure(kind: str, name: str, error: BaseException) -> HfbenchError:
+    """Turn what a client raised into one sentence that says what to do.
+
+    Args:
+        kind: ``dataset`` or ``model``.
+        name: As the recipe has it.
+        error: What `datasets` or `transformers` raised.
+    """
+    from huggingface_hub import constants
+    from huggingface_hub import errors as hub
+
+    chain = _chain(error)
+    kinds = {base.__name__ for link in chain for base in type(link).__mro__}
+    not_here = f"there is no folder {name} in {Path.cwd()}"
+    failure = DataError if kind == "dataset" else ModelError
+    if any(isinstance(link, hub.GatedRepoError) for link in chain):
+        return HubError(
+            f'{name} is gated: accept its terms on the Hub, then log in with "hf auth login".'
+        )
+    if any(isinstance(link, hub.RevisionNotFoundError) for link in chain):
+        return failure(f"{kind}.revision: {name} has no such revision; leave it null for main.")
+    offline = constants.HF_HUB_OFFLINE or kinds & {
+        "ConnectionError",
+        "ConnectError",
+        "TimeoutException",
+        "Timeout",
+    }
+    if offline:
+        return HubError(
+            f"{kind}.name_or_path: {not_here}, {name} is not in the cache, and the Hub ({constants.ENDPOINT}) is out of "
+            f"reach. Offline works: {_OFFLINE_ADVICE[kind]}."
+        )
+    if kinds & {"RepositoryNotFoundError", "DatasetNotFoundError", "HFValidationError"}:
+        return failure(
+            f"{kind}.name_or_path: {not_here}, and no {kind} of that name on the Hub (or it is private: log in with "
+            '"hf auth login").'
+        )
+    return failure(f"{kind} {name} cannot be loaded: {_first_line(chain[-1])}")
+
+
+def _server_answers(endpoint: str) -> bool:
+    """Tell whether a TCP connection to the server, or to the proxy that leads there, can be opened."""
+    url = urllib.parse.urlsplit(endpoint)
+    proxy = urllib.request.getproxies().get(url.scheme)
+    if proxy and not urllib.request.proxy_bypass(url.hostname or ""):
+        url = urllib.parse.urlsplit(proxy if "//" in proxy else f"//{proxy}")
+    port = url.port or (443 if url.scheme == "https" else 80)
+    try:
+        socket.create_connection((url.hostname or "", port), timeout=_TIMEOUT_SECONDS).close()
+    except OSError:
+        return False
+    return True
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    """Return an exception and what it was raised from, outermost first."""
+    chain = [error]
+    while (below := chain[-1].__cause__ or chain[-1].__context__) and below not in chain:
+        chain.append(below)
+    return chain
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,256 @@
+"""The machine: what it is, what it can do, and whether it can run a recipe as written."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    import psutil
+
+    from hfbench.recipe import Recipe
+
+PACKAGES = (
+    "hfbench",
+    "torch",
+    "torchvision",
+    "transformers",
+    "accelerate",
+    "datasets",
+    "evaluate",
+    "timm",
+    "scikit-learn",
+    "huggingface-hub",
+    "numpy",
+    "pillow",
+)
+
+
+class Environment(BaseModel):
+    """What a run ran on. Names no host, user or path, since it is published with a model."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    device_type: str
+    device_name: str
+    device_count: int
+    device_memory_mib: float | None
+    cpu: str
+    cpu_cores: int
+    memory_mib: float
+    torch_threads: int
+    platform: str
+    python: str
+    cuda: str | None
+    packages: dict[str, str]
+    hfbench_commit: str | None
+
+
+def describe_environment(device_type: str | None = None) -> Environment:
+    """Describe this machine and the installed libraries.
+
+    Args:
+        device_type: The device a run uses (``cpu``, ``cuda``, …); by default the one that `Trainer` would pick.
+    """
+    import psutil
+    import torch
+
+    kind = device_type or accelerator_type() or "cpu"
+    on_cuda = kind == "cuda"
+    return Environment(
+        device_type=kind,
+        device_name=torch.cuda.get_device_name()
+        if on_cuda
+        else _cpu_name()
+        if kind == "cpu"
+        else kind,
+        device_count=1 if kind == "cpu" else torch.accelerator.device_count(),
+        device_memory_mib=torch.cuda.get_device_properties().total_memory / 2**20
+        if on_cuda
+        else None,
+        cpu=_cpu_name(),
+        cpu_cores=os.cpu_count() or 1,
+        memory_mib=psutil.virtual_memory().total / 2**20,
+        torch_threads=torch.get_num_threads(),
+        platform=f"{platform.system()} {platform.release()} {platform.machine()}",
+        python=platform.python_version(),
+        cuda=torch.version.cuda if on_cuda else None,
+        packages={name: _version(name) for name in PACKAGES},
+        hfbench_commit=_commit(),
+    )
+
+
+def accelerator_type() -> str | None:
+    """Return the type of the accelerator that torch sees (``cuda``, ``mps``, ``xpu``, …), or ``None`` on a plain CPU."""
+    import torch
+
+    return (
+        torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else None
+    )  # type: ignore[union-attr]
+
+
+def check_machine(recipe: Recipe) -> list[str]:
+    """Find what the recipe asks of this machine that it cannot do.
+
+    Returns:
+        One sentence a problem, each with the override that would run here; empty if there is none.
+    """
+    import torch
+    from transformers.utils import is_torch_tf32_available
+
+    problems = []
+    args = recipe.training_args
+    accelerator = None if args.get("use_cpu") else accelerator_type()
+    if args.get("fp16") and accelerator is None:
+        problems.append(
+            "training_args.fp16: needs a CUDA device and none is visible; training would silently run in fp32. Use a "
+            "GPU, or run bfloat16 on this CPU with: training_args.fp16=false training_args.bf16=true "
+            "training_args.use_cpu=true"
+        )
+    if args.get("bf16") and not args.get("use_cpu"):
+        if accelerator is None:
+            problems.append(
+                "training_args.bf16: no accelerator is visible, and bfloat16 on a CPU has to be asked for: "
+                "training_args.use_cpu=true"
+            )
+        elif accelerator == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+            problems.append(
+                f"training_args.bf16: {torch.cuda.get_device_name()} has no bfloat16 units (Ampere and newer have). "
+                "Run float16 with: training_args.bf16=false training_args.fp16=true"
+            )
+    if args.get("tf32") and (args.get("use_cpu") or not is_torch_tf32_available()):
+        problems.append(
+            "training_args.tf32: needs an NVIDIA GPU of the Ampere generation or newer. Run without it: "
+            "training_args.tf32=false"
+        )
+    return problems + _missing_trackers(args.get("report_to"))
+
+
+def _missing_trackers(report_to: object) -> list[str]:
+    from transformers.integrations import get_available_reporting_integrations
+
+    wanted = (
+        [report_to]
+        if isinstance(report_to, str)
+        else report_to
+        if isinstance(report_to, list)
+        else []
+    )
+    missing = [
+        str(name)
+        for name in wanted
+        if name not in ("none", "all", *get_available_reporting_integrations())
+    ]
+    return [
+        f'training_args.report_to: "{name}" is not installed; install it (tensorboard and trackio come with '
+        "pip install 'hfbench[tracking]'), or run without it: training_args.report_to=none"
+        for name in missing
+    ]
+
+
+def requested_processes() -> int:
+    """Return how many processes the launcher was asked for, 1 without a launcher.
+
+    ``accelerate launch --cpu --num_processes 2`` starts one process and tells it nothing, so its own command line is
+    read too.
+    """
+    names = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
+    said = [int(os.environ[name]) for name in names if os.environ.get(name, "").isdigit()]
+    return max([1, *said, _accelerate_launch_processes()])
+
+
+def is_main_process() -> bool:
+    """Tell whether this is the process that speaks and writes for all (rank 0)."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _accelerate_launch_processes() -> int:
+    import psutil
+
+    try:
+        parent: psutil.Process | None = psutil.Process().parent()
+        command = parent.cmdline() if parent else []
+    except psutil.Error:
+        return 1
+    for position, word in enumerate(command[:-1]):
+        if (
+            Path(word).name in ("accelerate", "accelerate.exe")
+            and command[position + 1] == "launch"
+        ):
+            return _parse_accelerate_launch(command[position + 2 :])
+        if Path(word).name in ("accelerate-launch", "accelerate.commands.launch"):
+            return _parse_accelerate_launch(command[position + 1 :])
+    return 1
+
+
+def _parse_accelerate_launch(words: Sequence[str]) -> int:
+    from accelerate.commands.config.config_args import default_config_file, load_config_from_file
+    from accelerate.commands.launch import launch_command_parser
+
+    launch, _ = launch_command_parser().parse_known_args(list(words))
+    if launch.num_processes is not None:
+        return int(launch.num_processes)
+    if launch.config_file or os.path.isfile(default_config_file):
+        return int(getattr(load_config_from_file(launch.config_file), "num_processes", 1) or 1)
+    return 1
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _commit() -> str | None:
+    """Return the commit of the checkout that hfbench runs from, with ``-dirty`` for uncommitted changes."""
+    root = Path(__file__).parents[1]
+    if not (root / ".git").exists():
+        return None
+    command = [
+        "git",
+        "-C",
+        str(root),
+        "describe",
+        "--always",
+        "--abbrev=40",
+        "--dirty",
+        "--exclude=*",
+    ]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None if done.returncode == 0 else None
+
+
+def missing_capabilities() -> list[str]:
+    """Return what recipes can ask for and this machine does not have, a sentence each."""
+    from transformers.utils import is_torch_tf32_available
+
+    accelerator = accelerator_type()
+    if accelerator is None:
+        return [
+            "No accelerator is visible: fp16, TF32 and pinned memory have no effect here.",
+            "bfloat16 runs on this CPU with training_args.bf16=true training_args.use_cpu=true; it is faster than fp32 "
+            "only with AVX512-BF16 or AMX.",
+        ]
+    if accelerator == "cuda" and not is_torch_tf32_available():
+        return ["TF32 and bfloat16 need an NVIDIA GPU of the Ampere generation or newer."]
+    return []

@@ -1,0 +1,63 @@
+"""The errors that hfbench raises on purpose, each a sentence that a user can act on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class HfbenchError(Exception):
+    """A problem that the user can mend; the command line prints it without a traceback.
+
+    Attributes:
+        exit_code: What the process ends with.
+    """
+
+    exit_code = 2
+
+    @classmethod
+    def from_problems(cls, source: str, problems: Sequence[str]) -> HfbenchError:
+        """Put every problem found in one source into one error.
+
+        Args:
+            source: What was read, such as a file name.
+            problems: One sentence each, at least one.
+        """
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        return cls("\n".join([f"{source} has {count}:", *(f"  {line}" for line in problems)]))
+
+
+class RecipeError(HfbenchError):
+    """A recipe, or an override of one, does not say what to run."""
+
+
+class DeviceError(HfbenchError):
+    """This machine, or this launch, cannot do what the recipe asks for."""
+
+
+class DataError(HfbenchError):
+    """A data set cannot be read as labelled images."""
+
+
+class ModelError(HfbenchError):
+    """A model or its image processor cannot be loaded or does not fit the recipe."""
+
+
+class HubError(HfbenchError):
+    """The Hub refused, or could not be reached."""
+
+
+class ResultError(HfbenchError):
+    """A run's result is missing or cannot be read."""
+
+
+class ComparisonError(HfbenchError):
+    """Two results cannot be set against each other."""
+
+
+class Interrupted(HfbenchError):  # noqa: N818 - stopping is no error
+    """The user stopped the run; what was done is saved.
+
+    Exit code 130 is the shells' convention for "ended by SIGINT" (128 + 2).
+    """
+
+    exit_code = 130

@@ -1,0 +1,118 @@
+"""Accuracy, F1 and top-5 as `evaluate.Metric` classes over scikit-learn.
+
+``evaluate.load("accuracy")`` asks the network even offline; these classes do the same arithmetic without it.
+`import evaluate` costs 6 s, so that this module is imported only when a run is about to start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import datasets
+import evaluate
+import numpy as np
+import torch
+from sklearn.metrics import accuracy_score, f1_score, top_k_accuracy_score
+
+from hfbench.result import SplitMetrics
+
+TOP_K = 5
+_TOP_K_FROM = 20  # with fewer classes the top five say little
+
+
+class Accuracy(evaluate.Metric):  # type: ignore[misc]
+    """Share of images whose class was predicted."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return _info(self.__doc__, predictions=datasets.Value("int64"))
+
+    def _compute(self, predictions: Sequence[int], references: Sequence[int]) -> dict[str, float]:
+        return {"accuracy": float(accuracy_score(references, predictions))}
+
+
+class F1(evaluate.Metric):  # type: ignore[misc]
+    """Harmonic mean of precision and recall: per class, their plain mean (macro), and weighted by class size.
+
+    A class that is neither present nor predicted counts as 0, as in scikit-learn.
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        return _info(self.__doc__, predictions=datasets.Value("int64"))
+
+    def _compute(
+        self, predictions: Sequence[int], references: Sequence[int], num_classes: int
+    ) -> dict[str, Any]:
+        def score(average: str | None) -> Any:
+            return f1_score(
+                references, predictions, labels=range(num_classes), average=average, zero_division=0
+            )
+
+        return {
+            "f1_macro": float(score("macro")),
+            "f1_weighted": float(score("weighted")),
+            "f1_per_class": [float(value) for value in score(None)],
+        }
+
+
+class TopK(evaluate.Metric):  # type: ignore[misc]
+    """Share of images whose class is among the five most probable."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return _info(self.__doc__, predictions=datasets.Sequence(datasets.Value("float32")))
+
+    def _compute(
+        self, predictions: Sequence[Sequence[float]], references: Sequence[int]
+    ) -> dict[str, float]:
+        scores = np.asarray(predictions)
+        value = top_k_accuracy_score(references, scores, k=TOP_K, labels=range(scores.shape[1]))
+        return {"top5_accuracy": float(value)}
+
+
+def score(logits: np.ndarray, labels: np.ndarray, label_names: Sequence[str]) -> SplitMetrics:
+    """Compute every metric of one split.
+
+    Args:
+        logits: float, (N, C).
+        labels: int, (N,).
+        label_names: Name of each class, C of them.
+
+    Returns:
+        Shares in [0, 1] and the mean cross entropy in nats.
+    """
+    scores = torch.from_numpy(logits).double()
+    predictions = scores.argmax(dim=1).numpy()
+    classes = len(label_names)
+    found = _quiet(Accuracy).compute(predictions=predictions, references=labels)
+    found |= _quiet(F1).compute(predictions=predictions, references=labels, num_classes=classes)
+    if classes >= _TOP_K_FROM:
+        found |= _quiet(TopK).compute(predictions=logits, references=labels)
+    loss = torch.nn.functional.cross_entropy(scores, torch.from_numpy(labels).long()).item()
+    return SplitMetrics(
+        samples=len(labels),
+        loss=loss if np.isfinite(loss) else None,
+        accuracy=found["accuracy"],
+        f1_macro=found["f1_macro"],
+        f1_weighted=found["f1_weighted"],
+        f1_per_class=dict(zip(label_names, found["f1_per_class"], strict=True)),
+        top5_accuracy=found.get("top5_accuracy"),
+    )
+
+
+def probabilities(logits: np.ndarray) -> np.ndarray:
+    """Return the softmax over classes, float64, (N, C)."""
+    return torch.from_numpy(logits).double().softmax(dim=1).numpy()
+
+
+def _info(description: str | None, predictions: Any) -> evaluate.MetricInfo:
+    return evaluate.MetricInfo(
+        description=description or "",
+        citation="Pedregosa et al., Scikit-learn: Machine Learning in Python, JMLR 12, 2011",
+        features=datasets.Features(
+            {"predictions": predictions, "references": datasets.Value("int64")}
+        ),
+    )
+
+
+def _quiet(metric: type[evaluate.Metric]) -> evaluate.Metric:
+    return metric(keep_in_memory=True)  # no cache files: ranks and runs would share them

@@ -1,0 +1,387 @@
+"""From a recipe's model to a `PreTrainedModel` and the image processor that is saved with it: one Auto path for all."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.transforms.v2 import functional as F
+
+from hfbench.arguments import suggest
+from hfbench.connection import explain_hub_failure
+from hfbench.errors import ModelError
+from hfbench.preprocessing import Normalization, Preprocessing
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+    from hfbench.recipe import Recipe
+
+logger = logging.getLogger(__name__)
+
+# Both name an interpolation; transformers by PIL's number, timm and torchvision by word.
+_PIL_INTERPOLATION = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
+# The size that a timm configuration states for testing would change what `pipeline` sees; only these keys are kept.
+_TIMM_KEYS = (
+    "mean",
+    "std",
+    "interpolation",
+    "first_conv",
+    "classifier",
+    "pool_size",
+    "fixed_input_size",
+)
+# Both resize uint8 with torchvision, bit for bit; what is left is float rounding in the normalisation, about 1e-6.
+_PROCESSOR_TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a model comes from, before its weights are read.
+
+    Attributes:
+        config: Without label names yet.
+        image_processor: Set to what training does: a plain resize to the recipe's size.
+        normalization: The same, for `Preprocessing`.
+        path: What `from_pretrained` is given.
+    """
+
+    config: PreTrainedConfig
+    image_processor: Any
+    normalization: Normalization
+    path: str
+
+
+def open_model(recipe: Recipe) -> ModelSource:
+    """Read a model's configuration and image processor, but no weights.
+
+    Raises:
+        ModelError: If there is no such model, or it is no image classifier.
+        HubError: If the Hub cannot be reached and the model is not in the cache.
+    """
+    name = recipe.model.name_or_path
+    local = Path(name).expanduser()
+    if local.exists() and not (local / "config.json").is_file():
+        raise ModelError(
+            f"model.name_or_path: {name} holds no config.json; give a folder written by save_pretrained."
+        )
+    path = str(local) if local.exists() else name
+    revision = None if local.exists() else recipe.model.revision
+    try:
+        config = _load_config(recipe, path, revision)
+        normalization = _read_normalization(recipe, config, path, revision)
+    except ModelError:
+        raise
+    except Exception as error:  # each library raises its own kinds
+        if local.exists():
+            raise ModelError(f"model {name} cannot be loaded: {error}") from error
+        raise explain_hub_failure("model", name, error) from error
+    return ModelSource(config, _build_image_processor(normalization), normalization, path)
+
+
+def load_model(
+    recipe: Recipe, source: ModelSource, label_names: Sequence[str]
+) -> tuple[PreTrainedModel, str]:
+    """Build the classifier with a head for these classes.
+
+    Draws from torch's global generator: seed it first.
+
+    Args:
+        recipe: Says whether weights are pretrained.
+        source: From `open_model`.
+        label_names: Name of each class.
+
+    Returns:
+        The model in float32, and how its weights were initialised.
+
+    Raises:
+        ModelError: If weights are missing or the model does not take images of the recipe's size.
+    """
+    config = source.config
+    config.num_labels = len(label_names)  # first: setting it afterwards would overwrite the names
+    config.id2label = dict(enumerate(label_names))
+    config.label2id = {name: number for number, name in enumerate(label_names)}
+    size = recipe.preprocessing.image_size
+    try:
+        if recipe.model.pretrained:
+            model = _load_pretrained(recipe, source, size)
+            initialization = "pretrained"
+        else:
+            model, initialization = _build_fresh(config, size)
+    except ModelError:
+        raise
+    except Exception as error:
+        if Path(source.path).exists():
+            raise ModelError(
+                f"model {recipe.model.name_or_path} cannot be loaded: {error}"
+            ) from error
+        raise explain_hub_failure("model", recipe.model.name_or_path, error) from error
+    model = model.float()
+    _check_forward(model, size, len(label_names), recipe.model.name_or_path)
+    return model, initialization
+
+
+def check_image_processor(
+    image_processor: Any, preprocessing: Preprocessing, images: Tensor
+) -> None:
+    """Prove that the saved processor gives the pixels that training and testing use.
+
+    Args:
+        image_processor: As saved with the model.
+        preprocessing: Of the run.
+        images: uint8, (N, 3, H, W), a few real ones.
+
+    Raises:
+        ModelError: If they differ; accuracy in `pipeline` would then not be the one that was measured.
+    """
+    pictures = [F.to_pil_image(image) for image in images]
+    theirs = image_processor(pictures, return_tensors="pt")["pixel_values"]
+    ours = preprocessing(images)
+    if theirs.shape != ours.shape:
+        difference = f"shapes {tuple(theirs.shape[1:])} and {tuple(ours.shape[1:])}"
+    else:
+        largest = (theirs - ours).abs().max().item()
+        if largest <= _PROCESSOR_TOLERANCE:
+            return
+        difference = f"values that differ by up to {largest:.3g}"
+    raise ModelError(
+        f"{type(image_processor).__name__} does more than resize, rescale and normalise: it and hfbench give {difference}. "
+        "This model is not supported."
+    )
+
+
+def save_model(model: PreTrainedModel, image_processor: Any, folder: Path) -> None:
+    """Write weights, configuration and image processor so that `pipeline` loads them; nothing else."""
+    model.save_pretrained(folder)
+    image_processor.save_pretrained(folder)
+
+
+def _load_config(recipe: Recipe, path: str, revision: str | None) -> PreTrainedConfig:
+    from transformers import AutoConfig
+
+    if not recipe.model.pretrained and not Path(path).exists():
+        if path.startswith("timm/"):
+            return _known_timm_config(path.removeprefix("timm/"))
+        if path in _known_configs():
+            return _known_configs()[path]()
+    config = AutoConfig.from_pretrained(path, revision=revision, **_read_model_args(path))
+    if config.model_type == "timm_wrapper" and not getattr(config, "pretrained_cfg", None):
+        raise ModelError(
+            f"model {path}: config.json has no pretrained_cfg, so mean and deviation are unknown."
+        )
+    return config
+
+
+def _known_configs() -> dict[str, Any]:
+    """Return architectures that are known without their checkpoint; ViTConfig's defaults are ViT-B/16 at 224 px."""
+    from transformers import ViTConfig
+
+    return {"google/vit-base-patch16-224-in21k": ViTConfig}
+
+
+def _read_model_args(path: str) -> dict[str, Any]:
+    """Drop `model_args.num_classes` of a folder written by timm's `save_for_hf`: transformers would pass it twice."""
+    file = Path(path) / "config.json"
+    content = json.loads(file.read_text()) if file.is_file() else {}
+    arguments = content.get("model_args") if isinstance(content, dict) else None
+    if not isinstance(arguments, dict) or "num_classes" not in arguments:
+        return {}
+    return {
+        "model_args": {key: value for key, value in arguments.items() if key != "num_classes"}
+        or None
+    }
+
+
+def _known_timm_config(name: str) -> PreTrainedConfig:
+    import timm
+    from transformers import TimmWrapperConfig
+
+    known = timm.get_pretrained_cfg(name)
+    if known is None:
+        near = suggest(name, timm.list_pretrained()) or "."
+        raise ModelError(f"model.name_or_path: timm {timm.__version__} does not know {name}{near}")
+    settings = {key: value for key, value in known.to_dict().items() if value is not None}
+    return TimmWrapperConfig(architecture=name.partition(".")[0], pretrained_cfg=settings)
+
+
+def _read_normalization(
+    recipe: Recipe, config: Any, path: str, revision: str | None
+) -> Normalization:
+    """Read interpolation, mean and deviation from the checkpoint, wherever its library keeps them."""
+    size = recipe.preprocessing.image_size
+    if config.model_type == "timm_wrapper":
+        from timm.data import resolve_data_config
+
+        resolved = resolve_data_config(config.pretrained_cfg, verbose=False)
+        found = Normalization(
+            size,
+            resolved["interpolation"] if resolved["interpolation"] != "random" else "bicubic",
+            tuple(resolved["mean"]),
+            tuple(resolved["std"]),
+        )
+        config.pretrained_cfg = _plain_resize(config.pretrained_cfg, found)
+        return found
+    processor = _load_processor(recipe, config, path, revision)
+    try:
+        interpolation = _PIL_INTERPOLATION[int(processor.resample)]
+        return Normalization(
+            size, interpolation, tuple(processor.image_mean), tuple(processor.image_std)
+        )
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"model {recipe.model.name_or_path}: its image processor is not supported: {error}"
+        ) from None
+
+
+def _plain_resize(pretrained_cfg: dict[str, Any], normalization: Normalization) -> dict[str, Any]:
+    """Make a timm configuration say what training does, so that timm itself prepares the same input."""
+    kept = {key: pretrained_cfg[key] for key in _TIMM_KEYS if key in pretrained_cfg}
+    return kept | {
+        "input_size": [3, normalization.image_size, normalization.image_size],
+        "interpolation": normalization.interpolation,
+        "mean": list(normalization.mean),
+        "std": list(normalization.std),
+        "crop_pct": 1.0,
+        "crop_mode": "squash",
+    }
+
+
+def _build_image_processor(normalization: Normalization) -> Any:
+    """Build the processor that is saved: resize, rescale, normalise, and nothing else.
+
+    One class for every model, a timm model too: timm's own resizes with PIL, which differs from torchvision, on which
+    training relies, by up to two grey levels (in 0.1 % of the pixels at 32 to 224 bicubic, 7 % at 32 to 112 bilinear).
+    """
+    from transformers import ViTImageProcessor
+
+    size = normalization.image_size
+    numbers = {word: number for number, word in _PIL_INTERPOLATION.items()}
+    return ViTImageProcessor(
+        size={"height": size, "width": size},
+        resample=numbers[normalization.interpolation],
+        image_mean=list(normalization.mean),
+        image_std=list(normalization.std),
+    )
+
+
+def _load_processor(recipe: Recipe, config: Any, path: str, revision: str | None) -> Any:
+    from transformers import AutoImageProcessor, ViTImageProcessor
+
+    local = Path(path).exists()
+    has_file = (Path(path) / "preprocessor_config.json").is_file()
+    if not recipe.model.pretrained and not has_file and (local or path in _known_configs()):
+        return (
+            ViTImageProcessor()
+        )  # fresh weights need no normalisation of their own; ViT's is 0.5 and 0.5
+    if local and not has_file:
+        raise ModelError(
+            f"model.name_or_path: {path} holds no preprocessor_config.json; save the image processor there."
+        )
+    return AutoImageProcessor.from_pretrained(path, revision=revision)
+
+
+def _load_pretrained(recipe: Recipe, source: ModelSource, size: int) -> PreTrainedModel:
+    from transformers import AutoModelForImageClassification
+
+    model, loading = AutoModelForImageClassification.from_pretrained(
+        source.path,
+        config=source.config,
+        revision=None if Path(source.path).exists() else recipe.model.revision,
+        ignore_mismatched_sizes=True,  # the head of another number of classes is replaced
+        output_loading_info=True,
+    )
+    _check_loading(model, loading, recipe.model.name_or_path)
+    trained_size = getattr(model.config, "image_size", size)
+    if trained_size != size:
+        model = _resize_position_table(model, size, recipe.model.name_or_path)
+    return model  # type: ignore[no-any-return]
+
+
+def _check_loading(model: PreTrainedModel, loading: dict[str, Any], name: str) -> None:
+    """Refuse a checkpoint that leaves more than the classifier's head at random values."""
+    tensors = model.state_dict()
+    mismatched = {
+        entry[0] if isinstance(entry, tuple | list) else entry
+        for entry in loading["mismatched_keys"]
+    }
+    fresh = (set(loading["missing_keys"]) | mismatched) & set(tensors)
+    body = sorted(
+        key
+        for key in fresh
+        if not key.endswith("num_batches_tracked")
+        and (tensors[key].ndim == 0 or tensors[key].shape[0] != model.config.num_labels)
+    )
+    if body:
+        raise ModelError(
+            f"model {name}: the checkpoint has no weights for {len(body)} of {len(tensors)} tensors besides the head, the "
+            f"first is {body[0]}. Use a complete checkpoint, or model.pretrained=false."
+        )
+
+
+def _build_fresh(config: Any, size: int) -> tuple[PreTrainedModel, str]:
+    import timm
+    from transformers import AutoModelForImageClassification
+
+    if config.model_type != "timm_wrapper":
+        if hasattr(config, "image_size"):
+            config.image_size = size
+        return AutoModelForImageClassification.from_config(config), "transformers"
+    model = AutoModelForImageClassification.from_config(config)
+    # The wrapper overwrites timm's initialisation with N(0, 0.02) for every weight: put timm's back.
+    original = timm.create_model(
+        config.architecture, num_classes=config.num_labels, **(config.model_args or {})
+    )
+    model.timm_model.load_state_dict(original.state_dict())
+    return model, "timm"
+
+
+def _resize_position_table(model: PreTrainedModel, size: int, name: str) -> PreTrainedModel:
+    """Interpolate a ViT's position table once, bicubically, as its own `interpolate_pos_encoding` does each time."""
+    embeddings = getattr(getattr(model, model.base_model_prefix, None), "embeddings", None)
+    table = getattr(embeddings, "position_embeddings", None)
+    patch = getattr(model.config, "patch_size", None)
+    old = model.config.image_size
+    if table is None or not isinstance(patch, int) or not isinstance(old, int):
+        raise ModelError(
+            f"preprocessing.image_size: {name} takes {old} px, not {size}; set preprocessing.image_size={old}"
+        )
+    before, after = old // patch, size // patch
+    if after < 1:
+        raise ModelError(
+            f"preprocessing.image_size: {size} is smaller than {name}'s patches of {patch} px."
+        )
+    special = table.shape[1] - before * before  # class and distillation tokens come first
+    grid = table[:, special:].reshape(1, before, before, -1).permute(0, 3, 1, 2)
+    grid = nn.functional.interpolate(grid, size=(after, after), mode="bicubic", align_corners=False)
+    resized = torch.cat(
+        [table[:, :special], grid.permute(0, 2, 3, 1).reshape(1, after * after, -1)], dim=1
+    )
+    state = model.state_dict()
+    key = next(key for key in state if key.endswith("embeddings.position_embeddings"))
+    state[key] = resized.detach()
+    model.config.image_size = size
+    rebuilt = type(model)(model.config)
+    rebuilt.load_state_dict(state, strict=True)
+    logger.info(f"The position table of {name} was interpolated from {old} to {size} px.")
+    return rebuilt
+
+
+def _check_forward(model: PreTrainedModel, size: int, classes: int, name: str) -> None:
+    model.eval()
+    try:
+        with torch.no_grad():
+            logits = model(pixel_values=torch.zeros(2, 3, size, size)).logits
+    except Exception as error:  # a model may fail in any way on a size that it was not made for
+        raise ModelError(
+            f"model {name} does not take RGB images of {size} x {size}: {error}"
+        ) from error
+    if tuple(logits.shape) != (2, classes):
+        raise ModelError(
+            f"model {name} gives logits of shape {tuple(logits.shape)}, expected (2, {classes})."
+        )

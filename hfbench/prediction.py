@@ -1,0 +1,71 @@
+"""Classify image files with a fine-tuned model, from a run's folder or the Hub."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hfbench.connection import explain_hub_failure, use_cache_if_unreachable
+from hfbench.errors import DataError, HfbenchError, ModelError
+
+
+def predict(
+    model: str, images: Sequence[str | os.PathLike[str]], top_k: int = 5
+) -> list[list[dict[str, Any]]]:
+    """Classify image files with transformers' own pipeline.
+
+    Args:
+        model: ``model/`` of a run, the run's folder, or a model on the Hub.
+        images: Files.
+        top_k: How many classes to return for each.
+
+    Returns:
+        For each image its most probable classes, ``{"label": …, "score": …}``, best first.
+
+    Raises:
+        DataError: If files are missing or are no images; all are listed.
+        ModelError: If there is no such model.
+        HubError: If the Hub cannot be reached and the model is not in the cache.
+    """
+    pictures = _open_images(images)
+    path = Path(model).expanduser()
+    if (path / "model" / "config.json").is_file():
+        path = path / "model"
+    local = path.exists()
+    if local and not (path / "config.json").is_file():
+        raise ModelError(f"{model} holds no config.json; give the model/ folder of a finished run.")
+    if not local:
+        use_cache_if_unreachable()
+    from transformers import pipeline
+
+    try:
+        classify = pipeline("image-classification", model=str(path) if local else model)
+    except Exception as error:  # each library raises its own kinds
+        if local:
+            raise ModelError(f"{model} cannot be loaded: {error}") from error
+        raise explain_hub_failure("model", model, error) from error
+    return [
+        classify(picture, top_k=min(top_k, classify.model.config.num_labels))
+        for picture in pictures
+    ]
+
+
+def _open_images(files: Sequence[str | os.PathLike[str]]) -> list[Any]:
+    from PIL import Image, ImageOps
+
+    pictures, problems = [], []
+    for file in files:
+        try:
+            with Image.open(file) as picture:
+                pictures.append(ImageOps.exif_transpose(picture).convert("RGB"))
+        except FileNotFoundError:
+            problems.append(f"{file} does not exist.")
+        except IsADirectoryError:
+            problems.append(f"{file} is a folder; give image files.")
+        except Exception as error:  # PIL raises whatever the damaged bytes lead to
+            problems.append(f"{file} cannot be read as an image: {error}")
+    if problems:
+        raise DataError(str(HfbenchError.from_problems("The list of images", problems)))
+    return pictures

@@ -1,0 +1,402 @@
+"""The recipe: one JSON file that says everything about one experiment.
+
+`load_recipe` reads a file or a shipped recipe, applies overrides and reports every problem in one `RecipeError`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from hfbench.arguments import check_training_args, suggest
+from hfbench.errors import RecipeError
+
+EMBEDDED_DATASETS = ("digits", "synthetic")
+Augmentation = Literal["random_crop", "horizontal_flip"]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+PositiveInt = Annotated[int, Field(ge=1)]
+
+# What does not change the experiment, so that a finished run is recognised without it.
+_NOT_IN_HASH = ("schema_", "description", "reference")
+_NOT_IN_HASH_ARGS = (
+    "push_to_hub",
+    "hub_always_push",
+    "hub_model_id",
+    "hub_private_repo",
+    "hub_revision",
+    "hub_strategy",
+)
+
+
+class _Section(BaseModel):
+    # Strict: "1e-4" is no number and 1 is not true. Unknown keys are refused: a misspelt one must not be ignored.
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, protected_namespaces=()
+    )
+
+
+class ModelSection(_Section):
+    """Which classifier is fine-tuned."""
+
+    name_or_path: Annotated[str, Field(min_length=1)] = Field(
+        description="A model on the Hub, such as timm/resnet50.a1_in1k, or a folder with config.json."
+    )
+    revision: str | None = Field(
+        None, description="Branch, tag or commit on the Hub; null means main."
+    )
+    pretrained: bool = Field(
+        True,
+        description="false builds the same architecture with fresh weights, without the network where it is known.",
+    )
+
+
+class DatasetSection(_Section):
+    """Which labelled images it is trained and tested on."""
+
+    name_or_path: Annotated[str, Field(min_length=1)] = Field(
+        description="A data set on the Hub, a folder or archive on disk, or one of the embedded: digits, synthetic."
+    )
+    config_name: str | None = Field(
+        None, description="The data set's configuration on the Hub; null means its default."
+    )
+    revision: str | None = Field(
+        None, description="Branch, tag or commit on the Hub; null means main."
+    )
+    train_split: str = Field("train", description="Split to train on.")
+    eval_split: str = Field("test", description="Split to test on.")
+    image_column: str = Field("image", description="Column that holds the images.")
+    label_column: str = Field("label", description="Column that holds the classes.")
+    max_train_samples: PositiveInt | None = Field(
+        None, description="Train on a class-balanced subset of this size."
+    )
+    max_eval_samples: PositiveInt | None = Field(
+        None, description="Test on a class-balanced subset of this size."
+    )
+    max_train_eval_samples: PositiveInt | None = Field(
+        None,
+        description="Measure the train accuracy on a class-balanced subset of this size; null means all.",
+    )
+    subset_seed: Annotated[int, Field(ge=0)] = Field(
+        0,
+        description="Seed of the subsets; apart from the training seed, so that repeats share their test images.",
+    )
+    num_classes: Annotated[int, Field(ge=2)] | None = Field(
+        None,
+        description="Number of classes of the synthetic data set (default 10); null for every other.",
+    )
+
+
+class PreprocessingSection(_Section):
+    """How a uint8 image becomes the model's input."""
+
+    image_size: Annotated[int, Field(ge=8, le=1024)] = Field(
+        description="Height and width of the model's input."
+    )
+    location: Literal["host", "device"] = Field(
+        "host",
+        description="host: in the data loader, on the CPU; device: batched, where the model is.",
+    )
+    augmentation: list[Augmentation] = Field(
+        [],
+        description="Applied to training images, in the data set's own resolution, in this order.",
+    )
+
+
+class ReferenceSection(_Section):
+    """Somebody else's numbers for the same cell, shown beside ours."""
+
+    accuracy: Fraction | None = Field(None, description="Test accuracy.")
+    train_accuracy: Fraction | None = Field(None, description="Train accuracy.")
+    f1: Fraction | None = Field(None, description="F1; null if they do not give one.")
+    execution_seconds: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="Execution time in seconds."
+    )
+    source: str = Field(description="Who measured it, on what hardware.")
+    note: str | None = Field(None, description="What a reader has to know about these numbers.")
+
+
+class Recipe(_Section):
+    """One experiment: a model, a data set, how images are prepared, and `TrainingArguments`."""
+
+    schema_: str | None = Field(None, alias="$schema", description="JSON Schema for editors.")
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$")] = Field(
+        description="Names the folder under runs/: letters, digits, dot, dash and underscore."
+    )
+    description: str = Field("", description="What this experiment is.")
+    variant: Literal["untuned", "tuned", "fast"] = Field(
+        description="Which set of techniques it uses."
+    )
+    baseline: str | None = Field(
+        None, description="Name of the recipe that this one is compared with."
+    )
+    model: ModelSection
+    dataset: DatasetSection
+    preprocessing: PreprocessingSection
+    training_args: dict[str, Any] = Field(
+        {}, description="Names and values of transformers.TrainingArguments."
+    )
+    reference: ReferenceSection | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the recipe as the JSON object that `load_recipe` would read."""
+        return self.model_dump(mode="json", by_alias=True, exclude_none=False)
+
+    def digest(self) -> str:
+        """Return the SHA-256 (hexadecimal) of everything that makes the experiment what it is.
+
+        The description, the reference's numbers and where the model is pushed do not count.
+        """
+        content = self.model_dump(mode="json", exclude=set(_NOT_IN_HASH))
+        content["training_args"] = {
+            k: v for k, v in self.training_args.items() if k not in _NOT_IN_HASH_ARGS
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def argument(self, name: str) -> Any:
+        """Return a training argument as given, else the default of the installed `TrainingArguments`."""
+        from hfbench.arguments import training_argument_fields
+
+        if name in self.training_args:
+            return self.training_args[name]
+        return training_argument_fields()[name].default
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Return the recipes that come with hfbench: name -> file."""
+    inside = Path(__file__).parent / "recipes"  # in a wheel
+    folder = inside if inside.is_dir() else Path(__file__).parents[1] / "recipes"  # in a checkout
+    return {path.stem: path for path in sorted(folder.glob("*.json"))}
+
+
+def load_recipe(name_or_path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> Recipe:
+    """Read a recipe, apply overrides, and check all that can be checked without running it.
+
+    Args:
+        name_or_path: A JSON file, or the name of a shipped recipe such as ``vit_cifar100_tuned``.
+        overrides: ``dotted.name=value`` each; the value is read as JSON, else taken as text.
+
+    Returns:
+        The resolved recipe.
+
+    Raises:
+        RecipeError: With every problem found: unknown keys, wrong types, unknown or removed `TrainingArguments`,
+            contradictions, missing files.
+    """
+    path = _find(name_or_path)
+    content = _read_json(path)
+    problems = apply_overrides(content, overrides)
+    recipe, more = check_recipe(content)
+    if problems or more or recipe is None:
+        raise RecipeError.from_problems(str(name_or_path), problems + more)
+    return recipe
+
+
+def check_recipe(content: Mapping[str, Any]) -> tuple[Recipe | None, list[str]]:
+    """Check a recipe's content.
+
+    Args:
+        content: The JSON object.
+
+    Returns:
+        The recipe (``None`` if its shape is wrong) and every problem found.
+    """
+    recipe, problems = None, []
+    try:
+        recipe = Recipe.model_validate(content)
+    except ValidationError as error:
+        problems += [_say(detail) for detail in error.errors()]
+    arguments = content.get("training_args")
+    if isinstance(arguments, Mapping):
+        problems += check_training_args(arguments)
+    for section in ("model", "dataset"):
+        values = content.get(section)
+        if isinstance(values, Mapping) and isinstance(values.get("name_or_path"), str):
+            problems += _missing_file(f"{section}.name_or_path", values["name_or_path"])
+    if recipe is not None:
+        problems += _dataset_problems(recipe.dataset)
+        if len(set(recipe.preprocessing.augmentation)) < len(recipe.preprocessing.augmentation):
+            problems.append("preprocessing.augmentation: an entry stands twice.")
+    return recipe, problems
+
+
+def apply_overrides(content: dict[str, Any], overrides: Iterable[str]) -> list[str]:
+    """Set ``dotted.name=value`` in a recipe's content, in place.
+
+    Returns:
+        One sentence for each override that cannot be applied.
+    """
+    problems = []
+    for override in overrides:
+        dotted, equals, text = override.partition("=")
+        keys = dotted.split(".")
+        if not equals or not all(keys):
+            problems.append(
+                f'override "{override}": expected name=value, as in training_args.num_train_epochs=1.'
+            )
+            continue
+        if problem := _unknown_path(keys):
+            problems.append(f'override "{override}": {problem}')
+            continue
+        target = content
+        for key in keys[:-1]:
+            if not isinstance(target.get(key), dict):
+                target[key] = {}
+            target = target[key]
+        target[keys[-1]] = _parse_value(text)
+    return problems
+
+
+def _unknown_path(keys: Sequence[str]) -> str | None:
+    """Say why a dotted name cannot exist in a recipe; training arguments are checked with the rest."""
+    fields: Mapping[str, Any] = Recipe.model_fields
+    for depth, key in enumerate(keys):
+        if key not in fields:
+            where = ".".join(keys[:depth]) or "a recipe"
+            return f"{key} is unknown in {where}{suggest(key, fields) or '; it has ' + ', '.join(fields) + '.'}"
+        section = _section_of(fields[key].annotation)
+        if section is None:
+            known = key == "training_args" and depth < len(keys) - 1
+            return (
+                None
+                if known or depth == len(keys) - 1
+                else f"{'.'.join(keys[: depth + 1])} has no parts."
+            )
+        fields = section.model_fields
+    return f"{'.'.join(keys)} is a whole section; set its parts, as in {keys[-1]}.{next(iter(fields))}=…"
+
+
+def _section_of(annotation: Any) -> type[BaseModel] | None:
+    candidates = (annotation, *getattr(annotation, "__args__", ()))
+    found = [kind for kind in candidates if isinstance(kind, type) and issubclass(kind, BaseModel)]
+    return found[0] if found else None
+
+
+def _parse_value(text: str) -> Any:
+    try:
+        return json.loads(text, parse_constant=lambda constant: constant)
+    except json.JSONDecodeError:
+        return text
+
+
+def _find(name_or_path: str | os.PathLike[str]) -> Path:
+    path = Path(name_or_path).expanduser()
+    if path.is_file():
+        return path
+    shipped = shipped_recipes()
+    name = str(name_or_path).removesuffix(".json")
+    if name in shipped:
+        return shipped[name]
+    if path.is_dir():
+        raise RecipeError(f"{name_or_path} is a folder; expected a recipe file.")
+    near = suggest(path.stem, shipped)
+    raise RecipeError(
+        f"No recipe {name_or_path}{near or '; shipped with hfbench are ' + ', '.join(shipped) + '.'}"
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        keys = [key for key, _ in pairs]
+        twice = sorted({key for key in keys if keys.count(key) > 1})
+        if twice:
+            raise RecipeError(f"{path}: {', '.join(twice)} stands twice in one object; keep one.")
+        return dict(pairs)
+
+    def refuse(constant: str) -> Any:
+        raise RecipeError(f"{path}: {constant} is not JSON; write a finite number or null.")
+
+    try:
+        content = json.loads(
+            path.read_text("utf-8-sig"), object_pairs_hook=unique, parse_constant=refuse
+        )
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}"
+        raise RecipeError(f"{path} is not valid JSON: {error.msg} at {where}.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} cannot be read: {error}") from None
+    if not isinstance(content, dict):
+        raise RecipeError(f"{path}: expected a JSON object, found {type(content).__name__}.")
+    return content
+
+
+def _say(detail: Any) -> str:
+    """Turn one of pydantic's findings into a sentence in the recipe's own words."""
+    keys = [str(key) for key in detail["loc"]]
+    where = ".".join(keys)
+    if detail["type"] == "extra_forbidden":
+        fields = _fields_at(keys[:-1])
+        return f"{where}: unknown{suggest(keys[-1], fields) or '; expected one of ' + ', '.join(fields) + '.'}"
+    if detail["type"] == "missing":
+        return f"{where}: missing; it is required."
+    found = json.dumps(detail["input"], default=str)
+    wanted = re.sub(r"^Input should be (a valid )?", "", detail["msg"])
+    if detail["type"] == "literal_error" and isinstance(detail["input"], str):
+        near = suggest(detail["input"], re.findall(r"'([^']+)'", wanted))
+        return f"{where}: found {found}, expected {wanted}{near or '.'}"
+    return f"{where}: found {found}, expected {wanted}."
+
+
+def _fields_at(keys: Sequence[str]) -> list[str]:
+    fields: Mapping[str, Any] = Recipe.model_fields
+    for key in keys:
+        section = _section_of(fields[key].annotation)
+        fields = section.model_fields if section else {}
+    return ["$schema" if name == "schema_" else name for name in fields]
+
+
+def looks_like_path(name: str) -> bool:
+    """Tell whether a name can only be meant as a place on disk, not as ``owner/name`` on the Hub."""
+    return (
+        name.startswith(("/", ".", "~"))
+        or name.count("/") > 1
+        or name.endswith((".gz", ".tgz", ".tar", "/", ".zip"))
+    )
+
+
+def _missing_file(where: str, name: str) -> list[str]:
+    if not looks_like_path(name) or Path(name).expanduser().exists():
+        return []
+    return [
+        f'{where}: "{name}" does not exist (looked in {Path.cwd()}); give an existing folder or a name on the Hub.'
+    ]
+
+
+def _dataset_problems(dataset: DatasetSection) -> list[str]:
+    problems = []
+    if dataset.num_classes is not None and dataset.name_or_path != "synthetic":
+        problems.append("dataset.num_classes: only the synthetic data set has it; write null.")
+    if dataset.train_split == dataset.eval_split:
+        problems.append(
+            f'dataset: train_split and eval_split are both "{dataset.eval_split}"; test on other images.'
+        )
+    return problems
+
+
+def recipe_json_schema() -> dict[str, Any]:
+    """Return the JSON Schema of a recipe, with the installed `TrainingArguments` spelt out for editors."""
+    import transformers
+
+    from hfbench.arguments import OWNED, training_argument_fields
+
+    schema = Recipe.model_json_schema(by_alias=True)
+    arguments = schema["properties"]["training_args"]
+    arguments["properties"] = {
+        name: {"description": " ".join(str(field.metadata.get("help", "")).split())}
+        for name, field in sorted(training_argument_fields().items())
+        if name not in OWNED
+    }
+    arguments["$comment"] = (
+        f"Names of transformers {transformers.__version__}; hfbench checks against the installed one."
+    )
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "hfbench recipe",
+        **schema,
+    }

@@ -1,0 +1,292 @@
+"""What a run leaves behind: its schema, with units in the names, and how it is saved, loaded and found."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from hfbench.environment import Environment
+from hfbench.errors import HfbenchError, RecipeError, ResultError
+from hfbench.recipe import Recipe, check_recipe
+
+SCHEMA_VERSION = 1
+RESULT_FILE = "result.json"
+RECIPE_FILE = "recipe.json"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class Switch(_Part):
+    """One technique: what the recipe says and what was seen to happen.
+
+    Attributes:
+        requested: From the recipe, or the library's default.
+        applied: Observed while running.
+        reason: Why they differ; ``None`` if they do not.
+    """
+
+    requested: Any
+    applied: Any
+    reason: str | None = None
+
+
+class SplitMetrics(_Part):
+    """Measured on one split without augmentation; shares in [0, 1].
+
+    Attributes:
+        samples: Number of images.
+        loss: Mean cross entropy in nats, without label smoothing; ``None`` if it is not finite.
+        top5_accuracy: ``None`` with fewer than 20 classes.
+    """
+
+    samples: int
+    loss: float | None
+    accuracy: float
+    f1_macro: float
+    f1_weighted: float
+    f1_per_class: dict[str, float]
+    top5_accuracy: float | None
+
+
+class Metrics(_Part):
+    """Both splits; ``None`` where labels mean nothing (synthetic data)."""
+
+    test: SplitMetrics | None
+    train: SplitMetrics | None
+
+
+class Times(_Part):
+    """Seconds of wall time, summed over the sessions of a resumed run.
+
+    Attributes:
+        setup_seconds: Imports aside, from the start to the training call: data, model, trainer.
+        execution_seconds: The whole training call, evaluation and checkpoints included.
+        train_seconds: `execution_seconds` less the evaluations and checkpoints in it.
+        first_step_seconds: The first optimizer step, its data included (compilation, kernel selection).
+        data_wait_seconds: Inside training, waiting for batches.
+        evaluation_seconds: Evaluations inside the training call.
+        save_seconds: Checkpoints inside the training call.
+        final_evaluation_seconds: After training: test and train split.
+        final_save_seconds: After training: model and predictions.
+        total_seconds: Set-up, execution, and what follows it.
+    """
+
+    setup_seconds: float
+    execution_seconds: float
+    train_seconds: float
+    first_step_seconds: float | None
+    data_wait_seconds: float
+    evaluation_seconds: float
+    save_seconds: float
+    final_evaluation_seconds: float
+    final_save_seconds: float
+    total_seconds: float
+
+
+class Throughput(_Part):
+    """Training speed in the steady state.
+
+    Attributes:
+        samples_per_second: Over all processes, warm-up steps, evaluations and checkpoints excluded; ``None`` if the run
+            was too short to have a steady state.
+        warmup_steps: Optimizer steps left out at the start of each session.
+        measured_samples: Images that were counted.
+        measured_seconds: Wall time that they took.
+    """
+
+    samples_per_second: float | None
+    warmup_steps: int
+    measured_samples: int
+    measured_seconds: float
+
+
+class Memory(_Part):
+    """Peaks of the main process over the whole run.
+
+    Attributes:
+        peak_process_memory_mib: Resident memory; data loader workers not included.
+        peak_device_memory_mib: Allocated by torch on the accelerator; ``None`` without one, or where torch cannot tell.
+    """
+
+    peak_process_memory_mib: float
+    peak_device_memory_mib: float | None
+
+
+class Training(_Part):
+    """How much was trained.
+
+    Attributes:
+        effective_batch_size: Per device x accumulation x devices.
+        train_loss: Mean of the training loss as optimised, with label smoothing; ``None`` if not finite.
+        sessions: 1, and one more for each resume.
+    """
+
+    optimizer_steps: int
+    epochs: float
+    per_device_train_batch_size: int
+    gradient_accumulation_steps: int
+    world_size: int
+    effective_batch_size: int
+    train_loss: float | None
+    sessions: int
+
+
+class ModelInfo(_Part):
+    """The classifier that was trained.
+
+    Attributes:
+        architecture: Class, and timm's name where there is one.
+        initialization: ``pretrained``, ``timm`` or ``transformers`` (their fresh weights).
+        revision: Commit on the Hub; ``None`` for a folder or fresh weights.
+        parameters: Number of trainable parameters.
+    """
+
+    architecture: str
+    initialization: str
+    revision: str | None
+    parameters: int
+
+
+class DataInfo(_Part):
+    """The images that were used.
+
+    Attributes:
+        revision: Commit of the data set on the Hub; ``None`` for anything else.
+        eval_fingerprint: SHA-256 of the test images and labels in order; equal only for the same test.
+        notes: What was changed when reading, a sentence each.
+    """
+
+    revision: str | None
+    train_samples: int
+    eval_samples: int
+    label_names: list[str]
+    image_height: int
+    image_width: int
+    train_fingerprint: str
+    eval_fingerprint: str
+    notes: list[str]
+
+
+class HubInfo(_Part):
+    """Where the model was pushed."""
+
+    repo_id: str
+    url: str
+    commit: str
+
+
+class Result(_Part):
+    """One finished run."""
+
+    schema_version: int = SCHEMA_VERSION
+    run_id: str
+    created_at: str
+    recipe: Recipe
+    recipe_sha256: str
+    model: ModelInfo
+    data: DataInfo
+    training: Training
+    metrics: Metrics
+    times: Times
+    throughput: Throughput
+    memory: Memory
+    switches: dict[str, Switch]
+    environment: Environment
+    hub: HubInfo | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder, finished or not.
+
+    Attributes:
+        folder: ``runs/<recipe name>/<run id>``.
+        recipe: As resolved; ``None`` if it cannot be read any more.
+        finished: Whether the result is there.
+    """
+
+    folder: Path
+    recipe: Recipe | None
+    finished: bool
+
+
+def write_json(content: Any, path: Path) -> None:
+    """Write a JSON file atomically: readers see the old file, or the whole new one."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("w", encoding="utf-8") as file:
+        json.dump(content, file, indent=2, ensure_ascii=False, allow_nan=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def save_result(result: Result, folder: Path) -> Path:
+    """Write ``result.json`` into a run's folder; its presence means that the run is finished."""
+    path = folder / RESULT_FILE
+    write_json(result.model_dump(mode="json", by_alias=True), path)
+    return path
+
+
+def load_result(path: str | os.PathLike[str]) -> Result:
+    """Load a result.
+
+    Args:
+        path: ``result.json``, a run's folder, or a recipe's folder under ``runs/``, which stands for its newest finished
+            run.
+
+    Raises:
+        ResultError: If there is none, or it was written by another version of the schema.
+    """
+    file = _find_result(Path(path).expanduser())
+    try:
+        content = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ResultError(f"{file} cannot be read: {error}") from None
+    version = content.get("schema_version") if isinstance(content, dict) else None
+    if version != SCHEMA_VERSION:
+        raise ResultError(
+            f"{file} has schema_version {version}, expected {SCHEMA_VERSION}; run the recipe again."
+        )
+    try:
+        return Result.model_validate(content)
+    except ValidationError as error:
+        found = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
+        raise ResultError(str(HfbenchError.from_problems(str(file), found))) from None
+
+
+def find_runs(root: Path) -> Iterator[Run]:
+    """Find the runs in a folder, sorted by recipe name and time."""
+    for file in sorted(root.glob(f"*/*/{RECIPE_FILE}")):
+        try:
+            recipe, _ = check_recipe(json.loads(file.read_text("utf-8")))
+        except (OSError, ValueError, RecipeError):
+            recipe = None
+        yield Run(file.parent, recipe, (file.parent / RESULT_FILE).is_file())
+
+
+def _find_result(path: Path) -> Path:
+    if path.is_file():
+        return path
+    if (path / RESULT_FILE).is_file():
+        return path / RESULT_FILE
+    finished = sorted(path.glob(f"*/{RESULT_FILE}"))
+    if finished:
+        return finished[-1]
+    if (path / RECIPE_FILE).is_file():
+        raise ResultError(
+            f"{path} holds a run that is not finished; go on with it: hfbench recipe … --resume"
+        )
+    if path.is_dir():
+        raise ResultError(
+            f"{path} holds no result.json and no finished run; see what there is with: hfbench list"
+        )
+    raise ResultError(f"{path} does not exist; see what there is with: hfbench list")

@@ -1,0 +1,212 @@
+"""Results as tables for the terminal; `cli.py` prints them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from hfbench.comparison import Comparison, Difference, Row
+from hfbench.environment import Environment
+from hfbench.result import Result, Run, load_result
+
+
+def result_table(result: Result) -> Group:
+    """Show a finished run, the reference's numbers beside ours, and everything that was applied otherwise than asked."""
+    reference = result.recipe.reference
+    table = Table(title=f"{result.recipe.name}  ({result.run_id})", title_justify="left")
+    table.add_column("")
+    table.add_column("this run", justify="right")
+    if reference:
+        table.add_column("reference", justify="right")
+
+    def add(name: str, ours: str, theirs: str = "") -> None:
+        table.add_row(*((name, ours, theirs) if reference else (name, ours)))
+
+    for split, found in (("test", result.metrics.test), ("train", result.metrics.train)):
+        if not found:
+            continue
+        accuracy = reference and (
+            reference.accuracy if split == "test" else reference.train_accuracy
+        )
+        add(
+            f"{split} accuracy",
+            percent(found.accuracy),
+            percent(accuracy) if accuracy else "not given",
+        )
+        f1 = reference.f1 if reference and split == "test" else None
+        add(f"{split} F1 macro", percent(found.f1_macro), percent(f1) if f1 else "not given")
+        add(f"{split} F1 weighted", percent(found.f1_weighted))
+        if found.top5_accuracy is not None:
+            add(f"{split} top-5 accuracy", percent(found.top5_accuracy))
+        add(f"{split} images", str(found.samples))
+    theirs = reference.execution_seconds if reference else None
+    times = result.times
+    add(
+        "execution time",
+        duration(times.execution_seconds),
+        duration(theirs) if theirs else "not given",
+    )
+    add("  of it training", duration(times.train_seconds))
+    add("  of it evaluation", duration(times.evaluation_seconds))
+    add("  of it checkpoints", duration(times.save_seconds))
+    add("  waiting for data", duration(times.data_wait_seconds))
+    add(
+        "first step",
+        duration(times.first_step_seconds) if times.first_step_seconds is not None else "–",
+    )
+    add("set-up before it", duration(times.setup_seconds))
+    add("final evaluation after it", duration(times.final_evaluation_seconds))
+    speed = result.throughput.samples_per_second
+    add("steady-state training", f"{speed:.1f} images/s" if speed else "run too short")
+    add("optimizer steps", str(result.training.optimizer_steps))
+    add("effective batch size", str(result.training.effective_batch_size))
+    add("precision, as seen", str(result.switches["precision"].applied))
+    add("peak memory, process", f"{result.memory.peak_process_memory_mib:.0f} MiB")
+    if result.memory.peak_device_memory_mib is not None:
+        add("peak memory, device", f"{result.memory.peak_device_memory_mib:.0f} MiB")
+    return Group(table, *(Text(line) for line in _remarks(result)))
+
+
+def _remarks(result: Result) -> list[str]:
+    machine, reference = result.environment, result.recipe.reference
+    lines = [
+        f"Measured on {result.training.world_size} x {machine.device_name}, {machine.cpu_cores} CPU cores."
+    ]
+    if result.metrics.test is None:
+        lines.append("Synthetic data: labels mean nothing, so there is no accuracy.")
+    if reference:
+        lines.append(
+            f"Reference: {reference.source}." + (f" {reference.note}" if reference.note else "")
+        )
+    for name, switch in result.switches.items():
+        if switch.reason:
+            lines.append(
+                f"{name}: asked for {_show(switch.requested)}, applied {_show(switch.applied)} ({switch.reason})."
+            )
+    return lines + result.data.notes
+
+
+def comparison_tables(comparison: Comparison) -> Group:
+    """Show two runs side by side, then what differs in their settings and circumstances."""
+    a, b = comparison.baseline.recipe.name, comparison.candidate.recipe.name
+    table = Table(title=f"{b} against {a}", title_justify="left")
+    for heading in ("", a, b, "gain"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    for row in comparison.rows:
+        if row.baseline is not None or row.candidate is not None:
+            table.add_row(
+                row.name, _value(row, row.baseline), _value(row, row.candidate), _gain(row)
+            )
+    note = Text(
+        "gain: how many times faster, or less memory; points for shares. One run each: no interval, no verdict."
+    )
+    return Group(
+        table,
+        note,
+        _differences("Settings that differ", comparison.settings, a, b),
+        _differences("Circumstances that differ", comparison.circumstances, a, b),
+    )
+
+
+def run_table(runs: Iterable[Run]) -> Table:
+    """List runs with what they reached."""
+    table = Table()
+    for heading in ("recipe", "run", "state", "test accuracy", "F1 macro", "execution", "images/s"):
+        table.add_column(
+            heading, justify="right" if heading in ("execution", "images/s") else "left"
+        )
+    for run in runs:
+        name = run.folder.parent.name
+        if not run.finished:
+            table.add_row(name, run.folder.name, "unfinished", "", "", "", "")
+            continue
+        result = load_result(run.folder)
+        test, speed = result.metrics.test, result.throughput.samples_per_second
+        table.add_row(
+            name,
+            run.folder.name,
+            "finished",
+            percent(test.accuracy) if test else "–",
+            percent(test.f1_macro) if test else "–",
+            duration(result.times.execution_seconds),
+            f"{speed:.1f}" if speed else "–",
+        )
+    return table
+
+
+def environment_table(environment: Environment, cannot: Sequence[str]) -> Group:
+    """Show this machine, and which techniques it lacks."""
+    table = Table(show_header=False)
+    for name, value in environment.model_dump().items():
+        if name == "packages":
+            value = "\n".join(f"{package} {version}" for package, version in value.items())
+        table.add_row(name, f"{value:.0f}" if isinstance(value, float) else _show(value))
+    return Group(table, *(Text(line) for line in cannot))
+
+
+def prediction_table(files: Sequence[str], found: Sequence[Sequence[dict[str, Any]]]) -> Table:
+    """Show the most probable classes of each file."""
+    table = Table()
+    table.add_column("image")
+    table.add_column("class")
+    table.add_column("probability", justify="right")
+    for file, classes in zip(files, found, strict=True):
+        for rank, item in enumerate(classes):
+            table.add_row(
+                "" if rank else file,
+                str(item["label"]),
+                percent(item["score"]),
+                end_section=rank == len(classes) - 1,
+            )
+    return table
+
+
+def percent(share: float) -> str:
+    """Write a share in [0, 1] as per cent with two decimals."""
+    return f"{100 * share:.2f} %"
+
+
+def duration(seconds: float) -> str:
+    """Write seconds as people say them: 0.031 s, 12.3 s, 4 min 05 s, 1 h 06 min."""
+    if seconds < 1:
+        return f"{seconds:.3f} s"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _differences(title: str, differences: Sequence[Difference], a: str, b: str) -> Table | Text:
+    if not differences:
+        return Text(f"{title}: none.")
+    table = Table(title=title, title_justify="left")
+    for heading in ("", a, b):
+        table.add_column(heading, overflow="fold")
+    for difference in differences:
+        table.add_row(difference.name, _show(difference.baseline), _show(difference.candidate))
+    return table
+
+
+def _value(row: Row, value: float | None) -> str:
+    if value is None:
+        return "not measured"
+    if row.unit == "share":
+        return percent(value)
+    return duration(value) if row.unit == "s" else f"{value:.1f} {row.unit}"
+
+
+def _gain(row: Row) -> str:
+    if row.points is not None:
+        return f"{row.points:+.2f} points"
+    return f"{row.speedup:.2f}×" if row.speedup is not None else ""
+
+
+def _show(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,345 @@
+"""The trainer: `transformers.Trainer` with correct accumulation, exact resume, batched preprocessing and a clock."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    EvalPrediction,
+    PreTrainedModel,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+from hfbench.clock import Clock
+from hfbench.data import ImageBatches
+from hfbench.environment import accelerator_type, requested_processes
+from hfbench.errors import DeviceError, RecipeError
+from hfbench.preprocessing import Preprocessing
+from hfbench.recipe import Recipe
+from hfbench.result import Switch, write_json
+
+logger = logging.getLogger(__name__)
+
+CLOCK_FILE = "clock.json"
+_HUB_ARGUMENTS = (
+    "push_to_hub",
+    "hub_model_id",
+    "hub_strategy",
+    "hub_private_repo",
+    "hub_always_push",
+    "hub_revision",
+)
+
+
+def build_training_arguments(recipe: Recipe, output_dir: Path) -> TrainingArguments:
+    """Build `TrainingArguments` that do what the recipe says, whatever a launcher left in the environment.
+
+    Args:
+        recipe: Checked against this machine already.
+        output_dir: Where checkpoints go.
+
+    Raises:
+        RecipeError: If transformers refuses a combination that hfbench does not know.
+    """
+    values = {
+        name: value for name, value in recipe.training_args.items() if name not in _HUB_ARGUMENTS
+    }
+    if accelerator_type() is None:
+        values["use_cpu"] = True  # the same device, and the only way to several processes on it
+    values |= {
+        "output_dir": str(output_dir),
+        "remove_unused_columns": False,  # true deletes the image column
+        "label_names": ["labels"],
+        "push_to_hub": False,  # Trainer would upload training_args.bin, a pickle; hub.py pushes instead
+    }
+    values.setdefault("run_name", recipe.name)
+    # The launcher's own settings would silently turn fp32 into something else.
+    precision = "fp16" if values.get("fp16") else "bf16" if values.get("bf16") else "no"
+    for variable, value in (
+        ("ACCELERATE_MIXED_PRECISION", precision),
+        ("ACCELERATE_DYNAMO_BACKEND", "NO"),
+    ):
+        said = os.environ.get(variable)
+        if said is not None and said.lower() != value.lower():
+            logger.warning(
+                f"{variable}={said} comes from the launcher and is ignored; the recipe decides."
+            )
+        os.environ[variable] = value
+    try:
+        args = TrainingArguments(**values)
+    except (ValueError, TypeError) as error:
+        raise RecipeError(
+            f"training_args of {recipe.name} are refused by transformers: {error}"
+        ) from None
+    # Without a launcher Trainer would split batches over all GPUs by DataParallel: another batch size, another speed.
+    args._n_gpu = min(args.n_gpu, 1)
+    set_tf32(recipe.training_args.get("tf32"))
+    return args
+
+
+def set_tf32(enabled: bool | None) -> None:
+    """Switch TF32 for matrix products and convolutions alike; ``None`` leaves torch's defaults.
+
+    transformers sets one global switch, which torch 2.11 does not apply to cuDNN's convolutions.
+    """
+    if enabled is not None:
+        mode = "tf32" if enabled else "ieee"
+        torch.backends.cuda.matmul.fp32_precision = mode
+        torch.backends.cudnn.conv.fp32_precision = mode  # type: ignore[attr-defined]
+        torch.backends.cudnn.rnn.fp32_precision = mode  # type: ignore[attr-defined]
+
+
+def cross_entropy_loss(label_smoothing: float) -> Callable[..., Tensor]:
+    """Return the one loss of every model: cross entropy, averaged over the whole accumulated batch.
+
+    Many classifiers drop `num_items_in_batch` and would train on loss x accumulation steps (transformers issue 47688);
+    others average micro-batch means, which is wrong when these differ in size.
+
+    Args:
+        label_smoothing: In [0, 1); the Trainer's own is bypassed by a loss function.
+    """
+
+    def loss(
+        outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
+        summed = nn.functional.cross_entropy(
+            logits.float(), labels, reduction="sum", label_smoothing=label_smoothing
+        )
+        return summed / (len(labels) if num_items_in_batch is None else num_items_in_batch)
+
+    return loss
+
+
+class EpochSampler(torch.utils.data.Sampler[int]):
+    """Shuffle anew each epoch, and number each sample ``epoch * length + index``.
+
+    The order is a function of seed and epoch, the same in every process, so that a resume goes on where it stopped.
+    """
+
+    def __init__(self, length: int, seed: int, epoch: Callable[[], int]) -> None:
+        self.length, self.seed, self.epoch = length, seed, epoch
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[int]:
+        epoch = self.epoch()
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        order = torch.randperm(self.length, generator=generator)
+        yield from (order + epoch * self.length).tolist()
+
+
+class BenchTrainer(Trainer):
+    """A `Trainer` that measures, preprocesses batches where the recipe says, and resumes exactly."""
+
+    def __init__(
+        self,
+        *,
+        preprocessing: Preprocessing,
+        clock: Clock,
+        requested_dtype: torch.dtype,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.preprocessing = copy.deepcopy(preprocessing).to(
+            self.args.device
+        )  # the loader keeps its own
+        self.clock = clock
+        self.requested_dtype = requested_dtype
+        self.seen_dtype: torch.dtype | None = None
+        self.train_loader: Any = None
+        self.last_evaluation: tuple[int, Any] | None = None  # step and output
+        if not self.args.torch_compile:  # a hook would break the compiled graph
+            _call_once_with_output_dtype(self.model, self._see_dtype)
+
+    def get_train_dataloader(self) -> Any:
+        """Keep the loader, to see afterwards what it did."""
+        self.train_loader = super().get_train_dataloader()
+        return self.train_loader
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler[int]:
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        # At the start of an epoch, resumed or not, its whole part is the number of epochs done.
+        return EpochSampler(
+            len(train_dataset or self.train_dataset), seed, lambda: int(self.state.epoch or 0)
+        )
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
+        """Time the wait for data: here batches are fetched, before any step callback."""
+        with self.clock.measure("data_wait"):
+            batches, items = super().get_batch_samples(*args, **kwargs)
+        self.clock.count_samples(sum(len(batch["labels"]) for batch in batches))
+        return batches, items
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        prepared: dict[str, Any] = super()._prepare_inputs(inputs)
+        if prepared["pixel_values"].dtype == torch.uint8:
+            sample = prepared.pop("sample", None)
+            prepared["pixel_values"] = self.preprocessing(prepared["pixel_values"], sample)
+        return prepared
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Refuse to go on in another precision than was asked for."""
+        loss = super().training_step(*args, **kwargs)
+        if self.seen_dtype is not None and self.seen_dtype != self.requested_dtype:
+            raise DeviceError(
+                f"{self.requested_dtype} was asked for, but the forward pass ran in {self.seen_dtype} on "
+                f"{self.args.device}; the result would not be what it says."
+            )
+        return loss
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Time evaluations inside the training call apart."""
+        with self.clock.measure("evaluation", self.args.device):
+            return super().evaluate(*args, **kwargs)
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Keep the newest predictions: the last evaluation of training is the final one."""
+        output = super().evaluation_loop(*args, **kwargs)
+        self.last_evaluation = (self.state.global_step, output)
+        return output
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        with self.clock.measure("save", self.args.device):
+            # Before the rest, since trainer_state.json, written last, marks a whole checkpoint.
+            self._save_clock(folder)
+            super()._save_checkpoint(model, trial)
+        self._save_clock(folder)
+
+    def _save_clock(self, folder: Path) -> None:
+        if self.args.should_save:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(self.clock.state(), folder / CLOCK_FILE)
+
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: nn.Module | None = None
+    ) -> None:
+        self._load_weights(resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        self._load_weights(str(self.state.best_model_checkpoint))
+
+    def _load_weights(self, checkpoint: str) -> None:
+        """Load a checkpoint through `from_pretrained`, which knows the names that `save_pretrained` writes.
+
+        Trainer loads the file with ``strict=False``, and of a ViT nothing but the head arrives.
+        """
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        saved = type(model).from_pretrained(checkpoint)
+        model.load_state_dict(saved.state_dict(), strict=True)
+
+    def _see_dtype(self, dtype: torch.dtype) -> None:
+        self.seen_dtype = dtype
+
+
+def build_trainer(
+    recipe: Recipe,
+    args: TrainingArguments,
+    model: PreTrainedModel,
+    preprocessing: Preprocessing,
+    train: ImageBatches,
+    test: ImageBatches,
+    compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None,
+    clock: Clock,
+    callbacks: list[TrainerCallback],
+) -> BenchTrainer:
+    """Put the parts of a run together; the caller trains."""
+    dtype = torch.float16 if args.fp16 else torch.bfloat16 if args.bf16 else torch.float32
+    return BenchTrainer(
+        preprocessing=preprocessing,
+        clock=clock,
+        requested_dtype=dtype,
+        model=model,
+        args=args,
+        data_collator=_as_it_is,
+        train_dataset=train,
+        eval_dataset=test,
+        compute_metrics=compute_metrics,
+        compute_loss_func=cross_entropy_loss(args.label_smoothing_factor),
+        callbacks=[clock, *callbacks],
+    )
+
+
+def observe_switches(recipe: Recipe, trainer: BenchTrainer) -> dict[str, Switch]:
+    """Set what the recipe asked for against what was seen while training, with the reason where they differ."""
+    args, loader = trainer.args, trainer.train_loader
+    on_cpu = args.device.type == "cpu"
+    names = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
+    base = getattr(loader, "base_dataloader", loader)
+    pinned = bool(base.pin_memory) and not on_cpu
+    non_blocking = bool(getattr(loader, "_non_blocking", False)) and pinned
+    accelerator_config = recipe.argument("accelerator_config") or {}
+    no_copy = "nothing is copied: the model is on the CPU" if on_cpu else None
+    compiled = (
+        "compiled: taken from the accelerator's settings" if trainer.seen_dtype is None else None
+    )
+    applied_dtype = names[trainer.seen_dtype or trainer.requested_dtype]
+    tf32 = recipe.argument("tf32")
+
+    def switch(requested: Any, applied: Any, reason: str | None = None) -> Switch:
+        return Switch(
+            requested=requested, applied=applied, reason=reason if requested != applied else None
+        )
+
+    def tf32_switch(backend: Any) -> Switch:
+        active = backend.fp32_precision == "tf32" and args.device.type == "cuda"
+        return switch(tf32, active, "not set: torch's default")
+
+    return {
+        "precision": Switch(
+            requested=names[trainer.requested_dtype], applied=applied_dtype, reason=compiled
+        ),
+        "tf32_matmul": tf32_switch(torch.backends.cuda.matmul),
+        "tf32_convolution": tf32_switch(torch.backends.cudnn.conv),  # type: ignore[attr-defined]
+        "dataloader_pin_memory": switch(recipe.argument("dataloader_pin_memory"), pinned, no_copy),
+        "non_blocking": switch(
+            bool(accelerator_config.get("non_blocking", False)),
+            non_blocking,
+            no_copy or "not pinned",
+        ),
+        "dataloader_num_workers": switch(
+            recipe.argument("dataloader_num_workers"), base.num_workers
+        ),
+        "gradient_accumulation_steps": switch(
+            recipe.argument("gradient_accumulation_steps"), args.gradient_accumulation_steps
+        ),
+        "torch_compile": switch(
+            bool(recipe.argument("torch_compile")), hasattr(trainer.model_wrapped, "_orig_mod")
+        ),
+        "optim": switch(
+            str(getattr(recipe.argument("optim"), "value", recipe.argument("optim"))),
+            args.optim.value,
+        ),
+        "use_cpu": switch(bool(recipe.argument("use_cpu")), on_cpu, "no accelerator is visible"),
+        "world_size": switch(requested_processes(), args.world_size),
+    }
+
+
+def _as_it_is(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Collate nothing: `ImageBatches` hands out whole batches."""
+    return batch
+
+
+def _call_once_with_output_dtype(model: nn.Module, see: Callable[[torch.dtype], None]) -> None:
+    """Report the dtype that the first convolution or linear layer computes in, in the first training step."""
+    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)), None)
+    if first is None:
+        return
+
+    def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
+        if module.training:
+            see(output.dtype)
+            handle.remove()
+
+    handle = first.register_forward_hook(hook)

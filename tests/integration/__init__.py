@@ -1,0 +1,1 @@
+"""Tests that drive the real commands and the real clients."""
