@@ -81,11 +81,7 @@ def find_archive(path: Path) -> tuple[_Layout, Callable[[str], bytes], str] | No
             if (folder / layout.meta).is_file() and any(
                 (folder / n).is_file() for n in layout.splits["test"]
             ):
-                return (
-                    layout,
-                    _reader(lambda name, folder=folder: (folder / name).read_bytes(), folder),
-                    str(folder),
-                )  # type: ignore[misc]
+                return layout, _folder_reader(folder), str(folder)
     for name in ("cifar-10-python.tar.gz", "cifar-100-python.tar.gz"):
         if (path / name).is_file():
             return _open_tar(path / name)
@@ -164,6 +160,10 @@ def _open_tar(path: Path) -> tuple[_Layout, Callable[[str], bytes], str]:
         f"{path} is not one of CIFAR's archives: expected cifar-10-batches-py/ or cifar-100-python/ inside, found "
         f"{_and(sorted(files)[:5]) or 'nothing'}."
     )
+
+
+def _folder_reader(folder: Path) -> Callable[[str], bytes]:
+    return _reader(lambda name: (folder / name).read_bytes(), folder)
 
 
 def _reader(read: Callable[[str], bytes], place: Path) -> Callable[[str], bytes]:
@@ -271,10 +271,8 @@ def _unpickle(content: bytes, where: str) -> dict[str, Any]:
 def _as_array(value: Any, where: str) -> np.ndarray:
     try:
         if isinstance(value, _Array):
-            order = "F" if value.fortran else "C"
-            return np.frombuffer(_bytes(value.data), dtype=np.dtype(value.dtype)).reshape(
-                value.shape, order=order
-            )  # type: ignore[call-overload,no-any-return]
+            flat = np.frombuffer(_bytes(value.data), dtype=np.dtype(value.dtype))
+            return flat.reshape(value.shape, order="F" if value.fortran else "C")
         return np.asarray(value)
     except (TypeError, ValueError) as error:
         raise DataError(f"{where} holds an array that cannot be read: {error}.") from None

@@ -223,11 +223,11 @@ def _contradictions(values: Mapping[str, Any]) -> list[str]:
             "training_args: fp16_full_eval and bf16_full_eval exclude each other; set one to false."
         )
     workers = values.get("dataloader_num_workers", 0)
-    for name in ("dataloader_prefetch_factor", "dataloader_persistent_workers"):
-        if workers == 0 and values.get(name):
-            problems.append(
-                f"training_args.{name}: needs worker processes; set dataloader_num_workers to 1 or more."
-            )
+    problems += [
+        f"training_args.{name}: needs worker processes; set dataloader_num_workers to 1 or more."
+        for name in ("dataloader_prefetch_factor", "dataloader_persistent_workers")
+        if workers == 0 and values.get(name)
+    ]
     evaluates, saves = values.get("eval_strategy", "no"), values.get("save_strategy", "steps")
     if on("load_best_model_at_end") and saves != "best" and evaluates != saves:
         problems.append(
@@ -256,9 +256,11 @@ def _accelerator_config_problems(values: Mapping[str, Any]) -> list[str]:
     problems = [
         f"{where}.{name}: unknown{suggest(name, known)}" for name in values if name not in known
     ]
-    for name in ("non_blocking", "split_batches", "even_batches", "use_seedable_sampler"):
-        if name in values and not isinstance(values[name], bool):
-            problems.append(f"{where}.{name}: {json.dumps(values[name])} is not true or false.")
+    problems += [
+        f"{where}.{name}: {json.dumps(values[name])} is not true or false."
+        for name in ("non_blocking", "split_batches", "even_batches", "use_seedable_sampler")
+        if name in values and not isinstance(values[name], bool)
+    ]
     if values.get("even_batches") is False:
         problems.append(
             f"{where}.even_batches: false would let processes wait for each other forever; leave it out."

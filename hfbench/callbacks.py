@@ -103,3 +103,10 @@ class StopOnSignal(TrainerCallback):
         if self.stopped and state.global_step < state.max_steps:
             control.should_save = control.should_training_stop = True
             control.should_evaluate = False
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Do not evaluate and save again: the Trainer takes a stop for the end of an epoch."""
+        if self.stopped and state.global_step < state.max_steps:
+            control.should_save = control.should_evaluate = False

@@ -91,9 +91,8 @@ def accelerator_type() -> str | None:
     """Return the type of the accelerator that torch sees (``cuda``, ``mps``, ``xpu``, …), or ``None`` on a plain CPU."""
     import torch
 
-    return (
-        torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else None
-    )  # type: ignore[union-attr]
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return device.type if device is not None else None
 
 
 def check_machine(recipe: Recipe) -> list[str]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -158,11 +159,26 @@ def check_image_processor(
 
 def save_model(model: PreTrainedModel, image_processor: Any, folder: Path) -> None:
     """Write weights, configuration and image processor so that `pipeline` loads them; nothing else."""
-    model.save_pretrained(folder)
+    with quiet_progress():
+        model.save_pretrained(folder)
     image_processor.save_pretrained(folder)
 
 
-def _load_config(recipe: Recipe, path: str, revision: str | None) -> PreTrainedConfig:
+@contextmanager
+def quiet_progress() -> Iterator[None]:
+    """Keep transformers from drawing a bar for each file it writes, in the middle of training's own."""
+    from transformers.utils import logging as transformers_logging
+
+    enabled = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if enabled:
+            transformers_logging.enable_progress_bar()
+
+
+def _load_config(recipe: Recipe, path: str, revision: str | None) -> Any:
     from transformers import AutoConfig
 
     if not recipe.model.pretrained and not Path(path).exists():
@@ -198,7 +214,7 @@ def _read_model_args(path: str) -> dict[str, Any]:
     }
 
 
-def _known_timm_config(name: str) -> PreTrainedConfig:
+def _known_timm_config(name: str) -> Any:
     import timm
     from transformers import TimmWrapperConfig
 
@@ -207,7 +223,9 @@ def _known_timm_config(name: str) -> PreTrainedConfig:
         near = suggest(name, timm.list_pretrained()) or "."
         raise ModelError(f"model.name_or_path: timm {timm.__version__} does not know {name}{near}")
     settings = {key: value for key, value in known.to_dict().items() if value is not None}
-    return TimmWrapperConfig(architecture=name.partition(".")[0], pretrained_cfg=settings)
+    config = TimmWrapperConfig(architecture=name.partition(".")[0])
+    config.pretrained_cfg = settings  # an extra key, as in timm's own files
+    return config
 
 
 def _read_normalization(

@@ -46,10 +46,8 @@ def predict(
         if local:
             raise ModelError(f"{model} cannot be loaded: {error}") from error
         raise explain_hub_failure("model", model, error) from error
-    return [
-        classify(picture, top_k=min(top_k, classify.model.config.num_labels))
-        for picture in pictures
-    ]
+    classes = int(classify.model.config.num_labels or top_k)
+    return [classify(picture, top_k=min(top_k, classes)) for picture in pictures]
 
 
 def _open_images(files: Sequence[str | os.PathLike[str]]) -> list[Any]:

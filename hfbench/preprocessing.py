@@ -64,6 +64,9 @@ class Preprocessing(nn.Module):
     It belongs to the trainer, not to the model, so that checkpoints hold the model alone.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self, normalization: Normalization, augmentation: Sequence[str], seed: int
     ) -> None:
@@ -120,12 +123,14 @@ def random_crop(images: Tensor, row: Tensor, column: Tensor) -> Tensor:
     rows = (row * (2 * above + 1)).long()[:, None] + torch.arange(height, device=images.device)
     columns = (column * (2 * left + 1)).long()[:, None] + torch.arange(width, device=images.device)
     batch = torch.arange(len(images), device=images.device)[:, None, None]
-    return padded[batch, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    windows: Tensor = padded[batch, :, rows[:, :, None], columns[:, None, :]]
+    return windows.permute(0, 3, 1, 2)
 
 
 def random_horizontal_flip(images: Tensor, draw: Tensor) -> Tensor:
     """Mirror the images whose draw, (N,), is below one half."""
-    return torch.where((draw < 0.5)[:, None, None, None], images.flip(-1), images)
+    mirrored: Tensor = torch.where((draw < 0.5)[:, None, None, None], images.flip(-1), images)
+    return mirrored
 
 
 def _shift_right(value: Tensor, bits: int) -> Tensor:

@@ -26,12 +26,23 @@ PositiveInt = Annotated[int, Field(ge=1)]
 # What does not change the experiment, so that a finished run is recognised without it.
 _NOT_IN_HASH = ("schema_", "description", "reference")
 _NOT_IN_HASH_ARGS = (
-    "push_to_hub",
-    "hub_always_push",
-    "hub_model_id",
-    "hub_private_repo",
-    "hub_revision",
-    "hub_strategy",
+    *(
+        "push_to_hub",
+        "hub_always_push",
+        "hub_model_id",
+        "hub_private_repo",
+        "hub_revision",
+        "hub_strategy",
+    ),
+    *(
+        "disable_tqdm",
+        "log_level",
+        "log_level_replica",
+        "log_on_each_node",
+        "report_to",
+        "run_name",
+        "project",
+    ),
 )
 
 

@@ -191,7 +191,8 @@ def _find_earlier_run(recipe: Recipe, root: Path, resume: bool, rerun: bool) -> 
     """Find the finished run to return or the unfinished one to go on with; process 0 decides for all."""
     choice: list[Run | None] = [None]
     if is_main_process():
-        same = [run for run in find_runs(root) if _is_run_of(run, recipe)]
+        named = [run for run in find_runs(root) if run.folder.parent.name == recipe.name]
+        same = [run for run in named if run.recipe and run.recipe.digest() == recipe.digest()]
         finished = [run for run in same if run.finished]
         unfinished = [run for run in same if not run.finished]
         if finished and not rerun:
@@ -203,17 +204,11 @@ def _find_earlier_run(recipe: Recipe, root: Path, resume: bool, rerun: bool) -> 
         elif unfinished:
             logger.info(f"Starting anew; --resume would go on with {unfinished[-1].folder}.")
         elif resume:
-            logger.info("There is no unfinished run of this recipe; starting anew.")
+            others = sum(not run.finished for run in named)
+            hint = f" ({others} of that name have other settings)" if others else ""
+            logger.info(f"There is no unfinished run of this recipe{hint}; starting anew.")
     broadcast_object_list(choice)
     return choice[0]
-
-
-def _is_run_of(run: Run, recipe: Recipe) -> bool:
-    return (
-        run.folder.parent.name == recipe.name
-        and run.recipe is not None
-        and run.recipe.digest() == recipe.digest()
-    )
 
 
 def _make_folder(recipe: Recipe, root: Path) -> Path:

@@ -18,7 +18,7 @@ from hfbench.result import Result, Run, load_result
 def result_table(result: Result) -> Group:
     """Show a finished run, the reference's numbers beside ours, and everything that was applied otherwise than asked."""
     reference = result.recipe.reference
-    table = Table(title=f"{result.recipe.name}  ({result.run_id})", title_justify="left")
+    table = Table()
     table.add_column("")
     table.add_column("this run", justify="right")
     if reference:
@@ -69,13 +69,15 @@ def result_table(result: Result) -> Group:
     add("peak memory, process", f"{result.memory.peak_process_memory_mib:.0f} MiB")
     if result.memory.peak_device_memory_mib is not None:
         add("peak memory, device", f"{result.memory.peak_device_memory_mib:.0f} MiB")
-    return Group(table, *(Text(line) for line in _remarks(result)))
+    title = Text(f"{result.recipe.name}, run {result.run_id}", style="bold")
+    return Group(title, table, *(Text(line) for line in _remarks(result)))
 
 
 def _remarks(result: Result) -> list[str]:
     machine, reference = result.environment, result.recipe.reference
+    processes = result.training.world_size
     lines = [
-        f"Measured on {result.training.world_size} x {machine.device_name}, {machine.cpu_cores} CPU cores."
+        f"Measured in {_count(processes, 'process', 'es')} on {machine.device_name}, {machine.cpu_cores} CPU cores."
     ]
     if result.metrics.test is None:
         lines.append("Synthetic data: labels mean nothing, so there is no accuracy.")
@@ -94,7 +96,7 @@ def _remarks(result: Result) -> list[str]:
 def comparison_tables(comparison: Comparison) -> Group:
     """Show two runs side by side, then what differs in their settings and circumstances."""
     a, b = comparison.baseline.recipe.name, comparison.candidate.recipe.name
-    table = Table(title=f"{b} against {a}", title_justify="left")
+    table = Table()
     for heading in ("", a, b, "gain"):
         table.add_column(heading, justify="left" if not heading else "right")
     for row in comparison.rows:
@@ -106,6 +108,7 @@ def comparison_tables(comparison: Comparison) -> Group:
         "gain: how many times faster, or less memory; points for shares. One run each: no interval, no verdict."
     )
     return Group(
+        Text(f"{b} against {a}", style="bold"),
         table,
         note,
         _differences("Settings that differ", comparison.settings, a, b),
@@ -183,11 +186,15 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+def _count(number: int, noun: str, plural: str = "s") -> str:
+    return f"{number} {noun}{'' if number == 1 else plural}"
+
+
 def _differences(title: str, differences: Sequence[Difference], a: str, b: str) -> Table | Text:
     if not differences:
         return Text(f"{title}: none.")
-    table = Table(title=title, title_justify="left")
-    for heading in ("", a, b):
+    table = Table()
+    for heading in (title, a, b):
         table.add_column(heading, overflow="fold")
     for difference in differences:
         table.add_row(difference.name, _show(difference.baseline), _show(difference.candidate))

@@ -18,11 +18,13 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
+from transformers.training_args import OptimizerNames
 
 from hfbench.clock import Clock
 from hfbench.data import ImageBatches
 from hfbench.environment import accelerator_type, requested_processes
 from hfbench.errors import DeviceError, RecipeError
+from hfbench.models import quiet_progress
 from hfbench.preprocessing import Preprocessing
 from hfbench.recipe import Recipe
 from hfbench.result import Switch, write_json
@@ -62,6 +64,8 @@ def build_training_arguments(recipe: Recipe, output_dir: Path) -> TrainingArgume
         "push_to_hub": False,  # Trainer would upload training_args.bin, a pickle; hub.py pushes instead
     }
     values.setdefault("run_name", recipe.name)
+    # Classifiers use all their parameters; looking for unused ones walks the graph in every step.
+    values.setdefault("ddp_find_unused_parameters", False)
     # The launcher's own settings would silently turn fp32 into something else.
     precision = "fp16" if values.get("fp16") else "bf16" if values.get("bf16") else "no"
     for variable, value in (
@@ -151,16 +155,15 @@ class BenchTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.preprocessing = copy.deepcopy(preprocessing).to(
-            self.args.device
-        )  # the loader keeps its own
+        # A copy: the loader's own stays on the host.
+        self.preprocessing = copy.deepcopy(preprocessing).to(self.args.device)
         self.clock = clock
         self.requested_dtype = requested_dtype
         self.seen_dtype: torch.dtype | None = None
         self.train_loader: Any = None
         self.last_evaluation: tuple[int, Any] | None = None  # step and output
         if not self.args.torch_compile:  # a hook would break the compiled graph
-            _call_once_with_output_dtype(self.model, self._see_dtype)
+            _call_once_with_output_dtype(kwargs["model"], self._see_dtype)
 
     def get_train_dataloader(self) -> Any:
         """Keep the loader, to see afterwards what it did."""
@@ -170,9 +173,8 @@ class BenchTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler[int]:
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         # At the start of an epoch, resumed or not, its whole part is the number of epochs done.
-        return EpochSampler(
-            len(train_dataset or self.train_dataset), seed, lambda: int(self.state.epoch or 0)
-        )
+        length = len(self.train_dataset)  # type: ignore[arg-type]
+        return EpochSampler(length, seed, lambda: int(self.state.epoch or 0))
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
         """Time the wait for data: here batches are fetched, before any step callback."""
@@ -210,8 +212,8 @@ class BenchTrainer(Trainer):
         return output
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-        with self.clock.measure("save", self.args.device):
+        folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+        with self.clock.measure("save", self.args.device), quiet_progress():
             # Before the rest, since trainer_state.json, written last, marks a whole checkpoint.
             self._save_clock(folder)
             super()._save_checkpoint(model, trial)
@@ -317,13 +319,14 @@ def observe_switches(recipe: Recipe, trainer: BenchTrainer) -> dict[str, Switch]
         "torch_compile": switch(
             bool(recipe.argument("torch_compile")), hasattr(trainer.model_wrapped, "_orig_mod")
         ),
-        "optim": switch(
-            str(getattr(recipe.argument("optim"), "value", recipe.argument("optim"))),
-            args.optim.value,
-        ),
+        "optim": switch(_optimizer_name(recipe.argument("optim")), _optimizer_name(args.optim)),
         "use_cpu": switch(bool(recipe.argument("use_cpu")), on_cpu, "no accelerator is visible"),
         "world_size": switch(requested_processes(), args.world_size),
     }
+
+
+def _optimizer_name(optim: Any) -> str:
+    return str(OptimizerNames(optim).value)
 
 
 def _as_it_is(batch: dict[str, Tensor]) -> dict[str, Tensor]:

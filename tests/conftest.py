@@ -1,0 +1,26 @@
+"""What all tests share: no network, one thread, caches of their own, and the real data where it is there."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+
+# Before any library reads them. Two processes with two threads each on two cores wait for each other most of the time.
+_CACHE = tempfile.TemporaryDirectory(prefix="hfbench-tests-", ignore_cleanup_errors=True)
+os.environ["HF_HOME"] = _CACHE.name
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"
+for _name in ("HF_TOKEN", "HF_ENDPOINT", "HF_DATASETS_CACHE", "WORLD_SIZE", "RANK"):
+    os.environ.pop(_name, None)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Return the folder with real CIFAR-10, CIFAR-100 and a pretrained checkpoint; it lies beside the checkout."""
+    folder = Path(__file__).parents[2] / "shared"
+    if not (folder / "data" / "cifar10").is_dir():
+        pytest.skip("needs ../shared with data/cifar10, data/cifar100 and models/mobilenetv2_100")
+    return folder
