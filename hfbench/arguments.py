@@ -50,12 +50,14 @@ REMOVED = {
 # Names that exist, but that a run of hfbench decides itself, with the reason or the way to say it.
 OWNED = {
     "auto_find_batch_size": "a benchmark must not change its batch size on the way; set per_device_train_batch_size",
+    "bf16_full_eval": "it would change the weights that are saved; evaluation runs in training's precision",
     "batch_eval_metrics": "metrics are computed once, over the whole split",
     "deepspeed": "not supported",
     "do_eval": "the test split is always evaluated",
     "do_predict": "the test split is always evaluated",
     "do_train": "a run always trains",
     "eval_do_concat_batches": "metrics are computed once, over the whole split",
+    "fp16_full_eval": "it would change the weights that are saved; evaluation runs in training's precision",
     "fsdp": "not supported",
     "fsdp_config": "not supported",
     "hub_token": 'a token would end up in files; log in with "hf auth login" or set HF_TOKEN',
@@ -92,6 +94,7 @@ _ABOVE_ZERO = (
     "save_steps",
     "dataloader_prefetch_factor",
 )
+_METRICS = ("loss", "accuracy", "f1_macro", "f1_weighted", "top5_accuracy")
 _SEED_LIMIT = 2**32  # numpy's seeds are unsigned 32-bit integers
 
 
@@ -218,10 +221,6 @@ def _contradictions(values: Mapping[str, Any]) -> list[str]:
         problems.append(
             "training_args: fp16 needs a GPU and use_cpu forbids it; set use_cpu=false, or fp16=false bf16=true."
         )
-    if on("fp16_full_eval") and on("bf16_full_eval"):
-        problems.append(
-            "training_args: fp16_full_eval and bf16_full_eval exclude each other; set one to false."
-        )
     workers = values.get("dataloader_num_workers", 0)
     problems += [
         f"training_args.{name}: needs worker processes; set dataloader_num_workers to 1 or more."
@@ -241,6 +240,12 @@ def _contradictions(values: Mapping[str, Any]) -> list[str]:
     accelerator = values.get("accelerator_config")
     if isinstance(accelerator, Mapping):
         problems += _accelerator_config_problems(accelerator)
+    metric = str(values.get("metric_for_best_model") or "loss").removeprefix("eval_")
+    if metric not in _METRICS:
+        problems.append(
+            f'training_args.metric_for_best_model: "{metric}" is not measured'
+            f"{suggest(metric, _METRICS) or '; it may be ' + ', '.join(_METRICS) + '.'}"
+        )
     if values.get("hub_strategy") not in (None, "end"):
         problems.append(
             'training_args.hub_strategy: hfbench pushes once, at the end; write "end" or leave it out.'

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
 import threading
 import time
@@ -71,6 +72,7 @@ class StopOnSignal(TrainerCallback):
 
     def __init__(self) -> None:
         self.stopped = False
+        self.process = os.getpid()
 
     @contextmanager
     def listen(self, single_process: bool) -> Iterator[None]:
@@ -89,6 +91,11 @@ class StopOnSignal(TrainerCallback):
                 signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self.process:  # a data loader's worker, which inherited this handler
+            if number == signal.SIGTERM:
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
+            return
         if self.stopped:
             raise KeyboardInterrupt
         self.stopped = True

@@ -33,7 +33,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a ta
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[NAME=VALUE]...",
+        metavar="[NAME=VALUE]",
         help="Change the recipe for this run: training_args.num_train_epochs=1 dataset.name_or_path=/data/cifar10",
         show_default=False,
     ),
@@ -89,7 +89,8 @@ def recipe_command(
     recipe: Annotated[
         str,
         typer.Argument(
-            help="A recipe file, or the name of a shipped one (see: hfbench list --recipes)."
+            metavar="RECIPE",
+            help="A recipe file, or the name of a shipped one (see: hfbench list --recipes).",
         ),
     ],
     overrides: Overrides = None,
@@ -227,7 +228,7 @@ def predict_command(
     model: Annotated[
         str, typer.Argument(help="A run's folder, its model/ folder, or a model on the Hub.")
     ],
-    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Image files.")],
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE", help="Image files.")],
     top_k: Annotated[
         int, typer.Option("--top-k", min=1, help="Classes to show for each image.")
     ] = 5,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfbench.errors import HubError
-from hfbench.result import HubInfo, Result
+from hfbench.result import CONFUSION_FILE, CURVES_FILE, HubInfo, Result
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
@@ -95,6 +95,9 @@ def push(result: Result, folder: Path, target: PushTarget) -> HubInfo:
     files: dict[str, Path | bytes] = {
         path.name: path for path in sorted((folder / "model").iterdir())
     }
+    for name in (CURVES_FILE, CONFUSION_FILE):
+        if (folder / name).is_file():
+            files[name] = folder / name
     files["README.md"] = model_card(result).encode()
     files["recipe.json"] = _to_json(public_recipe(result.recipe).as_json())
     files["result.json"] = _to_json(
@@ -165,7 +168,11 @@ def model_card(result: Result) -> str:
         f"Fine-tuned and measured by hfbench {result.environment.packages.get('hfbench')}.",
         "",
     ]
-    lines += _metric_table(result) + _time_table(result) + _hardware(result)
+    lines += _metric_table(result)
+    lines += [f"![Loss and accuracy over epochs]({CURVES_FILE})", ""]
+    if result.metrics.test:
+        lines += [f"![Confusion matrix of the test images]({CONFUSION_FILE})", ""]
+    lines += _time_table(result) + _hardware(result)
     lines += ["## Use", "", "```python", "from transformers import pipeline", ""]
     lines += ['classify = pipeline("image-classification", model="<this repository or folder>")']
     lines += ['classify("image.png")', "```", ""]

@@ -135,7 +135,8 @@ def random_horizontal_flip(images: Tensor, draw: Tensor) -> Tensor:
 
 def _shift_right(value: Tensor, bits: int) -> Tensor:
     """Shift 64-bit integers right, filling with zeros as on unsigned ones."""
-    return (value >> bits) & (2 ** (64 - bits) - 1)
+    shifted: Tensor = (value >> bits) & (2 ** (64 - bits) - 1)
+    return shifted
 
 
 def _wrap(value: int) -> int:

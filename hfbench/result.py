@@ -18,6 +18,8 @@ from hfbench.recipe import Recipe, check_recipe
 SCHEMA_VERSION = 1
 RESULT_FILE = "result.json"
 RECIPE_FILE = "recipe.json"
+CURVES_FILE = "curves.png"
+CONFUSION_FILE = "confusion.png"
 
 
 class _Part(BaseModel):

@@ -256,21 +256,32 @@ def build_trainer(
     clock: Clock,
     callbacks: list[TrainerCallback],
 ) -> BenchTrainer:
-    """Put the parts of a run together; the caller trains."""
+    """Put the parts of a run together; the caller trains.
+
+    Raises:
+        RecipeError: If transformers refuses an argument only now: a missing package, an optimizer's option.
+    """
     dtype = torch.float16 if args.fp16 else torch.bfloat16 if args.bf16 else torch.float32
-    return BenchTrainer(
-        preprocessing=preprocessing,
-        clock=clock,
-        requested_dtype=dtype,
-        model=model,
-        args=args,
-        data_collator=_as_it_is,
-        train_dataset=train,
-        eval_dataset=test,
-        compute_metrics=compute_metrics,
-        compute_loss_func=cross_entropy_loss(args.label_smoothing_factor),
-        callbacks=[clock, *callbacks],
-    )
+    try:
+        trainer = BenchTrainer(
+            preprocessing=preprocessing,
+            clock=clock,
+            requested_dtype=dtype,
+            model=model,
+            args=args,
+            data_collator=_as_it_is,
+            train_dataset=train,
+            eval_dataset=test,
+            compute_metrics=compute_metrics,
+            compute_loss_func=cross_entropy_loss(args.label_smoothing_factor),
+            callbacks=[clock, *callbacks],
+        )
+        # Both are made again when training starts; made now, a wrong option is found before data is waited for.
+        trainer.create_optimizer_and_scheduler(num_training_steps=1)
+    except (ImportError, ValueError, TypeError, NotImplementedError) as error:
+        raise RecipeError(f"training_args of {recipe.name} are refused: {error}") from error
+    trainer.optimizer = trainer.lr_scheduler = None
+    return trainer
 
 
 def observe_switches(recipe: Recipe, trainer: BenchTrainer) -> dict[str, Switch]:

@@ -1,0 +1,113 @@
+"""Turn what happened in a run into its `Result`."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from transformers import PreTrainedModel
+
+from hfbench.clock import Clock, measure_memory
+from hfbench.data import ImageSplit
+from hfbench.environment import describe_environment
+from hfbench.recipe import Recipe
+from hfbench.result import DataInfo, Metrics, ModelInfo, Result, Times, Training
+from hfbench.training import BenchTrainer, observe_switches
+
+
+def record(
+    recipe: Recipe,
+    run_id: str,
+    trainer: BenchTrainer,
+    clock: Clock,
+    model: ModelInfo,
+    data: DataInfo,
+    metrics: Metrics,
+    train_loss: float | None,
+    final_evaluation_seconds: float,
+    final_save_seconds: float,
+) -> Result:
+    """Put the parts of a finished run together.
+
+    Args:
+        recipe: As resolved.
+        run_id: Name of the run's folder.
+        trainer: After training.
+        clock: After training.
+        model: From `describe_model`.
+        data: From `describe_data`.
+        metrics: Of both splits.
+        train_loss: Mean training loss, ``None`` if it is not finite.
+        final_evaluation_seconds: Evaluation after training.
+        final_save_seconds: Saving after training.
+    """
+    times = clock.times
+    after = final_evaluation_seconds + final_save_seconds
+    return Result(
+        run_id=run_id,
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        recipe=recipe,
+        recipe_sha256=recipe.digest(),
+        model=model,
+        data=data,
+        training=_describe_training(trainer, train_loss, times.sessions),
+        metrics=metrics,
+        times=Times(
+            setup_seconds=times.setup_seconds,
+            execution_seconds=times.execution_seconds,
+            train_seconds=times.execution_seconds - times.evaluation_seconds - times.save_seconds,
+            first_step_seconds=times.first_step_seconds,
+            data_wait_seconds=times.data_wait_seconds,
+            evaluation_seconds=times.evaluation_seconds,
+            save_seconds=times.save_seconds,
+            final_evaluation_seconds=final_evaluation_seconds,
+            final_save_seconds=final_save_seconds,
+            total_seconds=times.setup_seconds + times.execution_seconds + after,
+        ),
+        throughput=clock.throughput(trainer.args.world_size),
+        memory=measure_memory(trainer.args.device),
+        switches=observe_switches(recipe, trainer),
+        environment=describe_environment(trainer.args.device.type),
+    )
+
+
+def describe_model(model: PreTrainedModel, initialization: str) -> ModelInfo:
+    """Describe the classifier that was trained."""
+    timm_name = getattr(model.config, "architecture", None)
+    kind = type(model).__name__
+    trainable = (parameter for parameter in model.parameters() if parameter.requires_grad)
+    return ModelInfo(
+        architecture=f"{kind} ({timm_name})" if timm_name else kind,
+        initialization=initialization,
+        revision=getattr(model.config, "_commit_hash", None),
+        parameters=sum(parameter.numel() for parameter in trainable),
+    )
+
+
+def describe_data(train: ImageSplit, test: ImageSplit) -> DataInfo:
+    """Describe the images that were used, with fingerprints."""
+    return DataInfo(
+        revision=test.revision,
+        train_samples=len(train),
+        eval_samples=len(test),
+        label_names=test.label_names,
+        image_height=test.images.shape[-2],
+        image_width=test.images.shape[-1],
+        train_fingerprint=train.fingerprint(),
+        eval_fingerprint=test.fingerprint(),
+        notes=list(dict.fromkeys(train.notes + test.notes)),
+    )
+
+
+def _describe_training(trainer: BenchTrainer, train_loss: float | None, sessions: int) -> Training:
+    args = trainer.args
+    accumulated = args.per_device_train_batch_size * args.gradient_accumulation_steps
+    return Training(
+        optimizer_steps=trainer.state.global_step,
+        epochs=float(trainer.state.epoch or 0),
+        per_device_train_batch_size=args.per_device_train_batch_size,
+        gradient_accumulation_steps=args.gradient_accumulation_steps,
+        world_size=args.world_size,
+        effective_batch_size=accumulated * args.world_size,
+        train_loss=train_loss,
+        sessions=sessions,
+    )
