@@ -1,7 +1,8 @@
 """Measure what performance tuning buys when a Hugging Face image classifier is fine-tuned.
 
-The public door is three functions: `load_recipe` reads one experiment, `run_recipe` runs it, `compare` sets a result
-against its baseline. They are imported when first used, so that ``import hfbench`` costs nothing.
+The public door is three functions: `load_recipe` reads one experiment, `run_recipe` runs it,
+`compare` sets a result against its baseline. They are imported when first used, so that ``import
+hfbench`` costs nothing.
 """
 
 from __future__ import annotations

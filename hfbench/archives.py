@@ -1,8 +1,9 @@
 """Read CIFAR's original archives without running what is pickled in them.
 
-`cifar-10-python.tar.gz` and `cifar-100-python.tar.gz` (https://www.cs.toronto.edu/~kriz/cifar.html), extracted or not,
-hold Python pickles. Unpickling calls whatever a file names; here a file may name nothing but the few constructors that a
-numpy array is pickled with, and even these are replaced by stand-ins that only keep their arguments.
+`cifar-10-python.tar.gz` and `cifar-100-python.tar.gz`
+(https://www.cs.toronto.edu/~kriz/cifar.html), extracted or not, hold Python pickles. Unpickling
+calls whatever a file names; here a file may name nothing but the few constructors that a numpy
+array is pickled with, and even these are replaced by stand-ins that only keep their arguments.
 """
 
 from __future__ import annotations
@@ -69,7 +70,8 @@ def find_archive(path: Path) -> tuple[_Layout, Callable[[str], bytes], str] | No
         path: A tar file, the folder extracted from it, or a folder that holds either.
 
     Returns:
-        Its layout, a function from a member's name to its bytes, and a name for messages; ``None`` if it is none.
+        Its layout, a function from a member's name to its bytes, and a name for messages; ``None``
+        if it is none.
 
     Raises:
         DataError: If it is a tar file, but none of CIFAR's.
@@ -94,10 +96,12 @@ def read_split(path: Path, split: str, label_column: str) -> ArchiveSplit:
     Args:
         path: As in `find_archive`, which must have recognised it.
         split: ``train`` or ``test``.
-        label_column: ``label`` for CIFAR-10, ``fine_label`` or ``coarse_label`` for CIFAR-100 (the Hub's names).
+        label_column: ``label`` for CIFAR-10, ``fine_label`` or ``coarse_label`` for CIFAR-100 (the
+            Hub's names).
 
     Raises:
-        DataError: If the split or column does not exist, or a file is damaged or not what the author publishes.
+        DataError: If the split or column does not exist, or a file is damaged or not what the
+            author publishes.
     """
     found = find_archive(path)
     if found is None:
@@ -119,7 +123,8 @@ def read_split(path: Path, split: str, label_column: str) -> ArchiveSplit:
     labels = np.concatenate([labels for _, labels in batches])
     if labels.size and not 0 <= labels.min() <= labels.max() < len(names):
         raise DataError(
-            f"{name}: labels run from {labels.min()} to {labels.max()}, but there are {len(names)} classes."
+            f"{name}: labels run from {labels.min()} to {labels.max()}, but there are {len(names)} "
+            f"classes."
         )
     return ArchiveSplit(
         np.concatenate([images for images, _ in batches]), labels, [str(_text(n)) for n in names]
@@ -137,7 +142,8 @@ def _load_batch(
     data = _as_array(content["data"], where)
     if data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != int(np.prod(_SHAPE)):
         raise DataError(
-            f"{where}: expected uint8 images as rows of 3072, found {data.dtype} of shape {data.shape}."
+            f"{where}: expected uint8 images as rows of 3072, found {data.dtype} of shape "
+            f"{data.shape}."
         )
     labels = np.asarray(_as_array(content[key], where), dtype=np.int64)
     if labels.shape != (len(data),):
@@ -157,8 +163,8 @@ def _open_tar(path: Path) -> tuple[_Layout, Callable[[str], bytes], str]:
         if layout.meta in files and set(layout.splits["test"]) <= files:
             return layout, _reader(lambda name: _read_member(path, name), path), str(path)
     raise DataError(
-        f"{path} is not one of CIFAR's archives: expected cifar-10-batches-py/ or cifar-100-python/ inside, found "
-        f"{_and(sorted(files)[:5]) or 'nothing'}."
+        f"{path} is not one of CIFAR's archives: expected cifar-10-batches-py/ or "
+        f"cifar-100-python/ inside, found {_and(sorted(files)[:5]) or 'nothing'}."
     )
 
 

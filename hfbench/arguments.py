@@ -1,8 +1,8 @@
 """Check a recipe's `training_args` against `transformers.TrainingArguments` without building one.
 
-Building one starts the device and the process group and reports a single problem; a recipe should be checked on any
-machine and say everything at once. Names, types, choices, ranges and contradictions are checked here, what this machine
-can do in `environment.py`.
+Building one starts the device and the process group and reports a single problem; a recipe should
+be checked on any machine and say everything at once. Names, types, choices, ranges and
+contradictions are checked here, what this machine can do in `environment.py`.
 """
 
 from __future__ import annotations
@@ -49,15 +49,15 @@ REMOVED = {
 
 # Names that exist, but that a run of hfbench decides itself, with the reason or the way to say it.
 OWNED = {
-    "auto_find_batch_size": "a benchmark must not change its batch size on the way; set per_device_train_batch_size",
-    "bf16_full_eval": "it would change the weights that are saved; evaluation runs in training's precision",
+    "auto_find_batch_size": "a benchmark must keep its batch size; set per_device_train_batch_size",
+    "bf16_full_eval": "it would change the saved weights; evaluation has training's precision",
     "batch_eval_metrics": "metrics are computed once, over the whole split",
     "deepspeed": "not supported",
     "do_eval": "the test split is always evaluated",
     "do_predict": "the test split is always evaluated",
     "do_train": "a run always trains",
     "eval_do_concat_batches": "metrics are computed once, over the whole split",
-    "fp16_full_eval": "it would change the weights that are saved; evaluation runs in training's precision",
+    "fp16_full_eval": "it would change the saved weights; evaluation has training's precision",
     "fsdp": "not supported",
     "fsdp_config": "not supported",
     "hub_token": 'a token would end up in files; log in with "hf auth login" or set HF_TOKEN',
@@ -106,7 +106,7 @@ def suggest(name: str, known: Iterable[str]) -> str:
 
 @functools.cache
 def training_argument_fields() -> dict[str, dataclasses.Field[Any]]:
-    """Return the fields of the installed `TrainingArguments` by name (imports transformers: 2.4 s)."""
+    """Return the fields of the installed `TrainingArguments` by name; the import takes 2.4 s."""
     from transformers import TrainingArguments
 
     return {field.name: field for field in dataclasses.fields(TrainingArguments) if field.init}
@@ -207,7 +207,7 @@ def _range_problem(name: str, value: Any) -> str | None:
 
 
 def _contradictions(values: Mapping[str, Any]) -> list[str]:
-    """Find settings that exclude each other; the names must be ones that `check_training_args` accepted."""
+    """Find settings that exclude each other."""
 
     def on(name: str) -> bool:
         return values.get(name) is True
@@ -219,7 +219,8 @@ def _contradictions(values: Mapping[str, Any]) -> list[str]:
         )
     if on("fp16") and on("use_cpu"):
         problems.append(
-            "training_args: fp16 needs a GPU and use_cpu forbids it; set use_cpu=false, or fp16=false bf16=true."
+            "training_args: fp16 needs a GPU and use_cpu forbids it; set use_cpu=false, or "
+            "fp16=false bf16=true."
         )
     workers = values.get("dataloader_num_workers", 0)
     problems += [
@@ -230,8 +231,8 @@ def _contradictions(values: Mapping[str, Any]) -> list[str]:
     evaluates, saves = values.get("eval_strategy", "no"), values.get("save_strategy", "steps")
     if on("load_best_model_at_end") and saves != "best" and evaluates != saves:
         problems.append(
-            f'training_args: load_best_model_at_end needs equal strategies, found eval_strategy="{evaluates}" and '
-            f'save_strategy="{saves}"; set both to "epoch".'
+            f"training_args: load_best_model_at_end needs equal strategies, found "
+            f'eval_strategy="{evaluates}" and save_strategy="{saves}"; set both to "epoch".'
         )
     if values.get("lr_scheduler_type") in ("reduce_lr_on_plateau", "greedy") and evaluates == "no":
         problems.append(
@@ -248,7 +249,8 @@ def _contradictions(values: Mapping[str, Any]) -> list[str]:
         )
     if values.get("hub_strategy") not in (None, "end"):
         problems.append(
-            'training_args.hub_strategy: hfbench pushes once, at the end; write "end" or leave it out.'
+            'training_args.hub_strategy: hfbench pushes once, at the end; write "end" or leave it '
+            "out."
         )
     return problems
 
@@ -268,7 +270,8 @@ def _accelerator_config_problems(values: Mapping[str, Any]) -> list[str]:
     ]
     if values.get("even_batches") is False:
         problems.append(
-            f"{where}.even_batches: false would let processes wait for each other forever; leave it out."
+            f"{where}.even_batches: false would let processes wait for each other forever; leave "
+            f"it out."
         )
     return problems
 

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 class LogFile(TrainerCallback):
-    """Append each of Trainer's log entries to ``log.jsonl``, with step, epoch and seconds of training."""
+    """Append Trainer's log entries to ``log.jsonl``, with step, epoch and seconds of training."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -64,10 +64,10 @@ class LogFile(TrainerCallback):
 
 
 class StopOnSignal(TrainerCallback):
-    """On Ctrl-C or SIGTERM, end the current step, write a checkpoint and stop; on a second one, stop at once.
+    """On Ctrl-C or SIGTERM, end the current step, write a checkpoint and stop.
 
-    Only for a single process: several would have to agree on the step, and their launcher kills them anyway. They go on
-    from the last checkpoint.
+    On a second one, stop at once. Only for a single process: several would have to agree on the
+    step, and their launcher kills them anyway. They go on from the last checkpoint.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""The command line; the only module that prints. Nothing heavy is imported before a command needs it."""
+"""The command line; the only module that prints. Each command imports what it needs."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from hfbench.errors import HfbenchError, Interrupted
 
 app = typer.Typer(
     name="hfbench",
-    help="Does this performance tuning really make my fine-tuning faster, and what does it cost in accuracy?\n\n"
-    "One recipe is one experiment: an image classifier, CIFAR-10 or CIFAR-100, and TrainingArguments. "
-    "Begin with: hfbench recipe quickstart_tuned",
+    help="Does this performance tuning really make my fine-tuning faster, and what does it cost "
+    "in accuracy?\n\n"
+    "One recipe is one experiment: an image classifier, CIFAR-10 or CIFAR-100, and "
+    "TrainingArguments. Begin with: hfbench recipe quickstart_tuned",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -34,7 +35,8 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[NAME=VALUE]",
-        help="Change the recipe for this run: training_args.num_train_epochs=1 dataset.name_or_path=/data/cifar10",
+        help="Change the recipe for this run: training_args.num_train_epochs=1 "
+        "dataset.name_or_path=/data/cifar10",
         show_default=False,
     ),
 ]
@@ -105,7 +107,8 @@ def recipe_command(
 ) -> None:
     """Run one experiment and print what it reached.
 
-    A finished run is not run again; with push_to_hub it is then only pushed. Ctrl-C saves a checkpoint, --resume goes on.
+    A finished run is not run again; with push_to_hub it is then only pushed. Ctrl-C saves a
+    checkpoint, --resume goes on.
     """
     from hfbench.recipe import load_recipe
 
@@ -138,7 +141,7 @@ def compare_command(
     candidate: Annotated[str, typer.Argument(help="The same, of the run that should be better.")],
     as_json: AsJson = False,
 ) -> None:
-    """Set a run against its baseline: speed-up, memory, accuracy, F1, and every setting that differs."""
+    """Set a run against its baseline: speed-up, memory, accuracy, F1, differing settings."""
     from hfbench.comparison import compare
     from hfbench.result import load_result
 

@@ -1,7 +1,8 @@
 """Where a run's time and memory go.
 
-`Trainer` reports one number, `train_runtime`, that counts callbacks, evaluations and checkpoints, and after a resume only
-the last call. Here each is measured apart, and what a checkpoint was written after is added up over the sessions.
+`Trainer` reports one number, `train_runtime`, that counts callbacks, evaluations and checkpoints,
+and after a resume only the last call. Here each is measured apart, and what a checkpoint was
+written after is added up over the sessions.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ def synchronize(device: torch.device) -> None:
 class Clock(TrainerCallback):
     """Measure one training call; `BenchTrainer` tells it what it does, `Trainer` when steps end.
 
-    The device is waited for only at the borders of what is measured: once after warm-up, before each evaluation and
-    checkpoint, and at the end.
+    The device is waited for only at the borders of what is measured: once after warm-up, before
+    each evaluation and checkpoint, and at the end.
     """
 
     def __init__(self) -> None:
@@ -107,7 +108,7 @@ class Clock(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Choose the warm-up: ten steps, or a quarter of what is left of a short run, at least one."""
+        """Choose the warm-up: ten steps; in a short run a quarter of them, at least one."""
         self.warmup_steps = max(
             1, min(MAX_WARMUP_STEPS, (state.max_steps - state.global_step) // 4)
         )

@@ -1,4 +1,4 @@
-"""Set one run against its baseline: what it gained, what it cost, and every setting in which they differ.
+"""Set one run against its baseline: what it gained, what it cost, and what else differs.
 
 The module is not called `compare`, since it would hide the function of that name in the package.
 """
@@ -25,7 +25,8 @@ class Row:
         unit: ``s``, ``images/s``, ``MiB``, or ``share`` in [0, 1].
         baseline: Its value, ``None`` if it was not measured.
         candidate: Its value, ``None`` if it was not measured.
-        speedup: How many times better in time, throughput or memory, above 1 is better; ``None`` for shares.
+        speedup: How many times better in time, throughput or memory, above 1 is better; ``None``
+            for shares.
         points: Candidate less baseline in percentage points; ``None`` for everything but shares.
     """
 
@@ -65,17 +66,20 @@ def compare(baseline: Result, candidate: Result) -> Comparison:
         candidate: Result of the run with it.
 
     Returns:
-        Times, throughput, memory, accuracy and F1 side by side; `settings` of the recipes that differ, and
-        `circumstances` (hardware, versions, number of images, what was seen to be applied) that differ.
+        Times, throughput, memory, accuracy and F1 side by side; `settings` of the recipes that
+        differ, and `circumstances` (hardware, versions, number of images, what was seen to be
+        applied) that differ.
 
     Raises:
-        ComparisonError: If they were not tested on the same images: accuracy and evaluation time would not compare.
+        ComparisonError: If they were not tested on the same images: accuracy and evaluation time
+            would not compare.
     """
     if baseline.data.eval_fingerprint != candidate.data.eval_fingerprint:
         raise ComparisonError(
             f"{baseline.recipe.name} and {candidate.recipe.name} were tested on different images "
             f"({baseline.data.eval_samples} of {baseline.recipe.dataset.name_or_path} against "
-            f"{candidate.data.eval_samples} of {candidate.recipe.dataset.name_or_path}); run both on the same ones."
+            f"{candidate.data.eval_samples} of {candidate.recipe.dataset.name_or_path}); run both "
+            f"on the same ones."
         )
     return Comparison(
         baseline=baseline,

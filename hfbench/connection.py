@@ -23,8 +23,8 @@ _OFFLINE_ADVICE = {
         "dataset.name_or_path=synthetic"
     ),
     "model": (
-        "model.name_or_path=FOLDER with config.json and weights, or model.pretrained=false for fresh weights of a timm "
-        "architecture or of google/vit-base-patch16-224-in21k"
+        "model.name_or_path=FOLDER with config.json and weights, or model.pretrained=false for "
+        "fresh weights of a timm architecture or of google/vit-base-patch16-224-in21k"
     ),
 }
 
@@ -74,19 +74,20 @@ def explain_hub_failure(kind: str, name: str, error: BaseException) -> HfbenchEr
     }
     if offline:
         return HubError(
-            f"{kind}.name_or_path: {not_here}, {name} is not in the cache, and the Hub ({constants.ENDPOINT}) is out of "
-            f"reach. Offline works: {_OFFLINE_ADVICE[kind]}."
+            f"{kind}.name_or_path: {not_here}, {name} is not in the cache, and the Hub "
+            f"({constants.ENDPOINT}) is out of reach. Offline works: {_OFFLINE_ADVICE[kind]}."
         )
     if kinds & {"RepositoryNotFoundError", "DatasetNotFoundError", "HFValidationError"}:
         return failure(
-            f"{kind}.name_or_path: {not_here}, and no {kind} of that name on the Hub (or it is private: log in with "
+            f"{kind}.name_or_path: {not_here}, and no {kind} of that name on the Hub (or it is "
+            f"private: log in with "
             '"hf auth login").'
         )
     return failure(f"{kind} {name} cannot be loaded: {_first_line(chain[-1])}")
 
 
 def _server_answers(endpoint: str) -> bool:
-    """Tell whether a TCP connection to the server, or to the proxy that leads there, can be opened."""
+    """Tell whether the server, or the proxy that leads there, takes a TCP connection."""
     url = urllib.parse.urlsplit(endpoint)
     proxy = urllib.request.getproxies().get(url.scheme)
     if proxy and not urllib.request.proxy_bypass(url.hostname or ""):

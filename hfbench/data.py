@@ -1,6 +1,7 @@
 """From a recipe's data set to uint8 tensors, whatever it is stored as.
 
-Sources: the Hub, a folder in the Hub's parquet layout, `save_to_disk`, imagefolder, CIFAR's original archives, and two
+Sources: the Hub, a folder in the Hub's parquet layout, `save_to_disk`, imagefolder, CIFAR's
+original archives, and two
 that need no file: scikit-learn's digits and synthetic noise. Images are decoded once.
 """
 
@@ -72,7 +73,7 @@ class ImageSplit:
         )
 
     def fingerprint(self) -> str:
-        """Return the SHA-256 of shapes, pixels and labels: equal only for the same images in the same order."""
+        """Return the SHA-256 of shape, pixels and labels, in order."""
         digest = hashlib.sha256(str(tuple(self.images.shape)).encode())
         digest.update(self.images.contiguous().numpy().data)
         digest.update(self.labels.numpy().astype("<i8").tobytes())
@@ -82,8 +83,8 @@ class ImageSplit:
 class ImageBatches(torch.utils.data.Dataset[dict[str, Tensor]]):
     """Serve whole batches of an `ImageSplit` to a `DataLoader`, asked by sample number.
 
-    A sample number is ``epoch * len + index``: the epoch travels with the request, so that a worker that outlives an epoch
-    cannot draw the augmentation of the last one.
+    A sample number is ``epoch * len + index``: the epoch travels with the request, so that a worker
+    that outlives an epoch cannot draw the augmentation of the last one.
     """
 
     def __init__(
@@ -98,7 +99,7 @@ class ImageBatches(torch.utils.data.Dataset[dict[str, Tensor]]):
         return len(self.split)
 
     def __getitems__(self, samples: list[int]) -> dict[str, Tensor]:
-        """Return ``pixel_values`` and ``labels``; on the device location also ``sample``, for the augmentation there."""
+        """Return ``pixel_values`` and ``labels``; for augmentation on the device also ``sample``."""
         sample = torch.tensor(samples, dtype=torch.int64)
         index = sample % len(self)
         images, labels = self.split.images[index], self.split.labels[index]
@@ -136,8 +137,8 @@ def load_splits(
     test = source.read(dataset.eval_split, dataset.max_eval_samples)
     if train.label_names != test.label_names:
         raise DataError(
-            f"{dataset.name_or_path}: {dataset.train_split} and {dataset.eval_split} name different classes: "
-            f"{_list(train.label_names)} against {_list(test.label_names)}."
+            f"{dataset.name_or_path}: {dataset.train_split} and {dataset.eval_split} name "
+            f"different classes: {_list(train.label_names)} against {_list(test.label_names)}."
         )
     for note in dict.fromkeys(train.notes + test.notes):
         logger.info(note)
@@ -159,8 +160,9 @@ def balanced_subset(labels: np.ndarray, count: int | None, seed: int) -> np.ndar
         return np.arange(len(labels))
     generator = np.random.default_rng(seed)
     order = generator.permutation(len(labels))
-    # How many of its own class stand before each image, in shuffled order; taking the lowest ranks first takes one of
-    # each class, then a second of each, and so on: no two classes differ by more than one while both have images left.
+    # How many of its own class stand before each image, in shuffled order; taking the lowest ranks
+    # first takes one of each class, then a second of each, and so on: no two classes differ by more
+    # than one while both have images left.
     rank = np.empty(len(labels), dtype=np.int64)
     seen: Counter[int] = Counter()
     for position in order:
@@ -199,21 +201,23 @@ class _Source:
             if value not in splits:
                 near = suggest(value, splits) or "."
                 problems.append(
-                    f'dataset.{option}: "{value}" is not a split of {name}; it has {_list(splits)}{near}'
+                    f'dataset.{option}: "{value}" is not a split of {name}; it has '
+                    f"{_list(splits)}{near}"
                 )
         for option, example in (("image_column", columns[0]), ("label_column", columns[-1])):
             value = getattr(self.dataset, option)
             if value not in columns:
                 near = suggest(value, columns) or f". Set, for instance, dataset.{option}={example}"
                 problems.append(
-                    f'dataset.{option}: "{value}" is not a column of {name}; it has {_list(columns)}{near}'
+                    f'dataset.{option}: "{value}" is not a column of {name}; it has '
+                    f"{_list(columns)}{near}"
                 )
         if problems:
             raise DataError.from_problems(name, problems)
 
 
 class _Digits(_Source):
-    """scikit-learn's 1,797 handwritten digits, 8 x 8 grey: a fixed, stratified fifth is the test split."""
+    """scikit-learn's 1,797 digits, 8 x 8 grey: a fixed, stratified fifth is the test split."""
 
     def read(self, split: str, count: int | None) -> ImageSplit:
         from sklearn.datasets import load_digits
@@ -307,8 +311,8 @@ class _Table(_Source):
         wrong = [position for position, value in enumerate(values) if not 0 <= value < len(names)]
         if wrong:
             raise DataError(
-                f"{where}: {len(wrong)} labels are no class, the first is {values[wrong[0]]} of image {wrong[0]}; "
-                f"expected 0 to {len(names) - 1}."
+                f"{where}: {len(wrong)} labels are no class, the first is {values[wrong[0]]} of "
+                f"image {wrong[0]}; expected 0 to {len(names) - 1}."
             )
         if len(names) < 2:
             raise DataError(f"{where}: found one class only, {_list(names)}; expected two or more.")
@@ -342,7 +346,8 @@ class _Table(_Source):
                 rows = rows.cast_column(column, datasets.Image())
             except Exception:  # pyarrow raises several kinds
                 raise DataError(
-                    f"dataset.image_column: {column} of {self.dataset.name_or_path} holds {feature}, no images."
+                    f"dataset.image_column: {column} of {self.dataset.name_or_path} holds "
+                    f"{feature}, no images."
                 ) from None
         encoded = _read_column(rows.cast_column(column, datasets.Image(decode=False)), column)
         decoder = datasets.Image()
@@ -383,7 +388,8 @@ def stack_images(
 ) -> tuple[Tensor, list[str]]:
     """Bring decoded images to RGB and one size.
 
-    If more than half have one size, the others are resized to it; if no size prevails, all are resized to `image_size`.
+    If more than half have one size, the others are resized to it; if no size prevails, all are
+    resized to `image_size`.
 
     Returns:
         uint8, (N, 3, H, W), and what was changed, a sentence each.
@@ -395,7 +401,8 @@ def stack_images(
     grey = [name for name, picture in zip(where, pictures, strict=True) if picture.mode != "RGB"]
     if grey:
         notes.append(
-            f"{len(grey)} of {len(pictures)} images are not RGB and were converted; the first is {grey[0]}."
+            f"{len(grey)} of {len(pictures)} images are not RGB and were converted; the first is "
+            f"{grey[0]}."
         )
     size, count = Counter(picture.size for picture in pictures).most_common(1)[0]
     if count < len(pictures):
@@ -403,14 +410,15 @@ def stack_images(
             size = (image_size, image_size)
         odd = [name for name, picture in zip(where, pictures, strict=True) if picture.size != size]
         notes.append(
-            f"{len(odd)} of {len(pictures)} images were resized to {size[0]} x {size[1]}, since sizes are mixed; the "
-            f"first is {odd[0]}."
+            f"{len(odd)} of {len(pictures)} images were resized to {size[0]} x {size[1]}, since "
+            f"sizes are mixed; the first is {odd[0]}."
         )
     images = torch.empty((len(pictures), 3, size[1], size[0]), dtype=torch.uint8)
     mode = InterpolationMode(interpolation)
     for position, picture in enumerate(pictures):
         image = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
-        # The same resize as in `Preprocessing`: if no size prevails, the model sees what `pipeline` would show it.
+        # The same resize as in `Preprocessing`: if no size prevails, the model sees what `pipeline`
+        # would show it.
         images[position] = (
             image
             if picture.size == size
@@ -445,7 +453,8 @@ def _load_table(dataset: DatasetSection) -> datasets.DatasetDict:
         raise DataError(f"{name} cannot be loaded as a data set: {_root_cause(error)}") from error
     if not isinstance(loaded, datasets.DatasetDict):
         raise DataError(
-            f"{name} is one data set without splits; save a DatasetDict with {_list((dataset.train_split, dataset.eval_split))}."
+            f"{name} is one data set without splits; save a DatasetDict with "
+            f"{_list((dataset.train_split, dataset.eval_split))}."
         )
     return loaded
 

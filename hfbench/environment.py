@@ -57,7 +57,8 @@ def describe_environment(device_type: str | None = None) -> Environment:
     """Describe this machine and the installed libraries.
 
     Args:
-        device_type: The device a run uses (``cpu``, ``cuda``, …); by default the one that `Trainer` would pick.
+        device_type: The device a run uses (``cpu``, ``cuda``, …); by default the one that `Trainer`
+            would pick.
     """
     import psutil
     import torch
@@ -88,7 +89,7 @@ def describe_environment(device_type: str | None = None) -> Environment:
 
 
 def accelerator_type() -> str | None:
-    """Return the type of the accelerator that torch sees (``cuda``, ``mps``, ``xpu``, …), or ``None`` on a plain CPU."""
+    """Return the type of the accelerator that torch sees, such as ``cuda``; ``None`` if none."""
     import torch
 
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
@@ -109,25 +110,26 @@ def check_machine(recipe: Recipe) -> list[str]:
     accelerator = None if args.get("use_cpu") else accelerator_type()
     if args.get("fp16") and accelerator is None:
         problems.append(
-            "training_args.fp16: needs a CUDA device and none is visible; training would silently run in fp32. Use a "
-            "GPU, or run bfloat16 on this CPU with: training_args.fp16=false training_args.bf16=true "
-            "training_args.use_cpu=true"
+            "training_args.fp16: needs a CUDA device and none is visible; training would silently "
+            "run in fp32. Use a GPU, or run bfloat16 on this CPU with: training_args.fp16=false "
+            "training_args.bf16=true training_args.use_cpu=true"
         )
     if args.get("bf16") and not args.get("use_cpu"):
         if accelerator is None:
             problems.append(
-                "training_args.bf16: no accelerator is visible, and bfloat16 on a CPU has to be asked for: "
-                "training_args.use_cpu=true"
+                "training_args.bf16: no accelerator is visible, and bfloat16 on a CPU has to be "
+                "asked for: training_args.use_cpu=true"
             )
         elif accelerator == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
             problems.append(
-                f"training_args.bf16: {torch.cuda.get_device_name()} has no bfloat16 units (Ampere and newer have). "
-                "Run float16 with: training_args.bf16=false training_args.fp16=true"
+                f"training_args.bf16: {torch.cuda.get_device_name()} has no bfloat16 units (Ampere "
+                f"and newer have). Run float16 with: training_args.bf16=false "
+                f"training_args.fp16=true"
             )
     if args.get("tf32") and (args.get("use_cpu") or not is_torch_tf32_available()):
         problems.append(
-            "training_args.tf32: needs an NVIDIA GPU of the Ampere generation or newer. Run without it: "
-            "training_args.tf32=false"
+            "training_args.tf32: needs an NVIDIA GPU of the Ampere generation or newer. Run "
+            "without it: training_args.tf32=false"
         )
     return problems + _missing_trackers(args.get("report_to"))
 
@@ -148,7 +150,8 @@ def _missing_trackers(report_to: object) -> list[str]:
         if name not in ("none", "all", *get_available_reporting_integrations())
     ]
     return [
-        f'training_args.report_to: "{name}" is not installed; install it (tensorboard and trackio come with '
+        f'training_args.report_to: "{name}" is not installed; install it (tensorboard and trackio '
+        f"come with "
         "pip install 'hfbench[tracking]'), or run without it: training_args.report_to=none"
         for name in missing
     ]
@@ -157,8 +160,8 @@ def _missing_trackers(report_to: object) -> list[str]:
 def requested_processes() -> int:
     """Return how many processes the launcher was asked for, 1 without a launcher.
 
-    ``accelerate launch --cpu --num_processes 2`` starts one process and tells it nothing, so its own command line is
-    read too.
+    ``accelerate launch --cpu --num_processes 2`` starts one process and tells it nothing, so its
+    own command line is read too.
     """
     names = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
     said = [int(os.environ[name]) for name in names if os.environ.get(name, "").isdigit()]
@@ -218,7 +221,7 @@ def _version(package: str) -> str:
 
 
 def _commit() -> str | None:
-    """Return the commit of the checkout that hfbench runs from, with ``-dirty`` for uncommitted changes."""
+    """Return the commit of the checkout that hfbench runs from, ``-dirty`` if it was changed."""
     root = Path(__file__).parents[1]
     if not (root / ".git").exists():
         return None
@@ -247,8 +250,8 @@ def missing_capabilities() -> list[str]:
     if accelerator is None:
         return [
             "No accelerator is visible: fp16, TF32 and pinned memory have no effect here.",
-            "bfloat16 runs on this CPU with training_args.bf16=true training_args.use_cpu=true; it is faster than fp32 "
-            "only with AVX512-BF16 or AMX.",
+            "bfloat16 runs on this CPU with training_args.bf16=true training_args.use_cpu=true; it "
+            "is faster than fp32 only with AVX512-BF16 or AMX.",
         ]
     if accelerator == "cuda" and not is_torch_tf32_available():
         return ["TF32 and bfloat16 need an NVIDIA GPU of the Ampere generation or newer."]

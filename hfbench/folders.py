@@ -91,8 +91,8 @@ def newest_checkpoint(folder: Path) -> Path | None:
 def save_predictions(path: Path, test: ImageSplit, logits: np.ndarray) -> None:
     """Write ``predictions.npz``, in the order of the data set.
 
-    It holds for each test image ``index`` (its position in the split), ``label``, ``prediction`` and ``probability``, the
-    latter float32 of shape (N, C).
+    It holds for each test image ``index`` (its position in the split), ``label``, ``prediction``
+    and ``probability``, the latter float32 of shape (N, C).
     """
     partial = path.with_name(f".{path.name}")
     np.savez_compressed(

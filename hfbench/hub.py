@@ -1,4 +1,4 @@
-"""The Hub: check before training that a push will work, write the model card, push once at the end."""
+"""The Hub: check before training that a push will work, write the model card, push at the end."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ def check_push(recipe: Recipe) -> PushTarget | None:
         Where to push, ``None`` if the recipe does not.
 
     Raises:
-        HubError: If there is no valid login, the login may not write there, or the name is not allowed.
+        HubError: If there is no valid login, the login may not write there, or the name is not
+            allowed.
     """
     args = recipe.training_args
     if not args.get("push_to_hub"):
@@ -52,14 +53,16 @@ def check_push(recipe: Recipe) -> PushTarget | None:
     token = huggingface_hub.get_token()
     if not token:
         raise HubError(
-            'training_args.push_to_hub: it is true, but no Hub token was found. Log in with "hf auth login" or set '
+            'training_args.push_to_hub: it is true, but no Hub token was found. Log in with "hf '
+            'auth login" or set '
             f"HF_TOKEN, {instead}."
         )
     try:
         account: dict[str, Any] = huggingface_hub.HfApi().whoami(token=token)
     except Exception as error:  # http, connection and validation errors of several libraries
         raise HubError(
-            f"training_args.push_to_hub: the login cannot be checked: {_first_line(error)} Log in again with "
+            f"training_args.push_to_hub: the login cannot be checked: {_first_line(error)} Log in "
+            f"again with "
             f'"hf auth login", {instead}.'
         ) from None
     name = args.get("hub_model_id") or recipe.name
@@ -73,12 +76,14 @@ def check_push(recipe: Recipe) -> PushTarget | None:
     owners = [account["name"], *(org["name"] for org in account.get("orgs", []))]
     if repo_id.split("/")[0] not in owners:
         raise HubError(
-            f'training_args.hub_model_id: the login belongs to {" and ".join(owners)}, not to "{repo_id.split("/")[0]}"; '
+            f"training_args.hub_model_id: the login belongs to {' and '.join(owners)}, not to "
+            f'"{repo_id.split("/")[0]}"; '
             f"set training_args.hub_model_id={owners[0]}/{repo_id.split('/')[1]}"
         )
     if account.get("auth", {}).get("accessToken", {}).get("role") == "read":
         raise HubError(
-            f"training_args.push_to_hub: the token may only read; make one that may write, {instead}."
+            f"training_args.push_to_hub: the token may only read; make one that may write, "
+            f"{instead}."
         )
     return PushTarget(repo_id, args.get("hub_private_repo"), args.get("hub_revision"))
 
@@ -121,14 +126,14 @@ def push(result: Result, folder: Path, target: PushTarget) -> HubInfo:
         )
     except Exception as error:  # http and connection errors of several libraries
         raise HubError(
-            f"The run is finished, but pushing {folder} to {target.repo_id} failed: {_first_line(error)} "
-            "Try again with the same command; nothing is trained anew."
+            f"The run is finished, but pushing {folder} to {target.repo_id} failed: "
+            f"{_first_line(error)} Try again with the same command; nothing is trained anew."
         ) from error
     return HubInfo(repo_id=repo_id, url=f"{api.endpoint}/{repo_id}", commit=commit.oid)
 
 
 def public_recipe(recipe: Recipe) -> Recipe:
-    """Return a recipe whose local paths are cut to their last part: where files lie here is nobody's business."""
+    """Return a recipe whose local paths are cut to their last part, fit to be published."""
 
     def shorten(name: str) -> str:
         path = Path(name).expanduser()
@@ -142,7 +147,7 @@ def public_recipe(recipe: Recipe) -> Recipe:
 
 
 def model_card(result: Result) -> str:
-    """Write the model card: metadata with a full model-index, the numbers, the hardware, the recipe.
+    """Write the model card: a full model-index, the numbers, the hardware, the recipe.
 
     Returns:
         Markdown with a YAML header.
@@ -266,8 +271,9 @@ def _hardware(result: Result) -> list[str]:
     return [
         "## Hardware and software",
         "",
-        f"{result.training.world_size} x {machine.device_name}; {machine.cpu_cores} CPU cores ({machine.cpu}), "
-        f"{machine.memory_mib / 1024:.0f} GiB; Python {machine.python}, {versions}; {machine.platform}.",
+        f"{result.training.world_size} x {machine.device_name}; {machine.cpu_cores} CPU cores "
+        f"({machine.cpu}), {machine.memory_mib / 1024:.0f} GiB; Python {machine.python}, "
+        f"{versions}; {machine.platform}.",
         "",
     ]
 

@@ -1,7 +1,8 @@
 """Accuracy, F1 and top-5 as `evaluate.Metric` classes over scikit-learn.
 
-``evaluate.load("accuracy")`` asks the network even offline; these classes do the same arithmetic without it.
-`import evaluate` costs 6 s, so that this module is imported only when a run is about to start.
+``evaluate.load("accuracy")`` asks the network even offline; these classes do the same arithmetic
+without it. `import evaluate` costs 6 s, so that this module is imported only when a run is about to
+start.
 """
 
 from __future__ import annotations
@@ -32,9 +33,10 @@ class Accuracy(evaluate.Metric):  # type: ignore[misc]
 
 
 class F1(evaluate.Metric):  # type: ignore[misc]
-    """Harmonic mean of precision and recall: per class, their plain mean (macro), and weighted by class size.
+    """Harmonic mean of precision and recall.
 
-    A class that is neither present nor predicted counts as 0, as in scikit-learn.
+    Per class, their plain mean (macro), and their mean weighted by class size. A class that is
+    neither present nor predicted counts as 0, as in scikit-learn.
     """
 
     def _info(self) -> evaluate.MetricInfo:

@@ -1,4 +1,4 @@
-"""From a recipe's model to a `PreTrainedModel` and the image processor that is saved with it: one Auto path for all."""
+"""From a recipe's model to a `PreTrainedModel` and its image processor: one Auto path for all."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ logger = logging.getLogger(__name__)
 
 # Both name an interpolation; transformers by PIL's number, timm and torchvision by word.
 _PIL_INTERPOLATION = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
-# The size that a timm configuration states for testing would change what `pipeline` sees; only these keys are kept.
+# The size that a timm configuration states for testing would change what `pipeline` sees; only
+# these keys are kept.
 _TIMM_KEYS = (
     "mean",
     "std",
@@ -38,7 +39,8 @@ _TIMM_KEYS = (
     "pool_size",
     "fixed_input_size",
 )
-# Both resize uint8 with torchvision, bit for bit; what is left is float rounding in the normalisation, about 1e-6.
+# Both resize uint8 with torchvision, bit for bit; what is left is float rounding in the
+# normalisation, about 1e-6.
 _PROCESSOR_TOLERANCE = 1e-4
 
 
@@ -70,7 +72,8 @@ def open_model(recipe: Recipe) -> ModelSource:
     local = Path(name).expanduser()
     if local.exists() and not (local / "config.json").is_file():
         raise ModelError(
-            f"model.name_or_path: {name} holds no config.json; give a folder written by save_pretrained."
+            f"model.name_or_path: {name} holds no config.json; give a folder written by "
+            f"save_pretrained."
         )
     path = str(local) if local.exists() else name
     revision = None if local.exists() else recipe.model.revision
@@ -139,7 +142,8 @@ def check_image_processor(
         images: uint8, (N, 3, H, W), a few real ones.
 
     Raises:
-        ModelError: If they differ; accuracy in `pipeline` would then not be the one that was measured.
+        ModelError: If they differ; accuracy in `pipeline` would then not be the one that was
+            measured.
     """
     pictures = [F.to_pil_image(image) for image in images]
     theirs = image_processor(pictures, return_tensors="pt")["pixel_values"]
@@ -152,13 +156,13 @@ def check_image_processor(
             return
         difference = f"values that differ by up to {largest:.3g}"
     raise ModelError(
-        f"{type(image_processor).__name__} does more than resize, rescale and normalise: it and hfbench give {difference}. "
-        "This model is not supported."
+        f"{type(image_processor).__name__} does more than resize, rescale and normalise: it and "
+        f"hfbench give {difference}. This model is not supported."
     )
 
 
 def save_model(model: PreTrainedModel, image_processor: Any, folder: Path) -> None:
-    """Write weights, configuration and image processor so that `pipeline` loads them; nothing else."""
+    """Write weights, configuration and image processor, as `pipeline` loads them."""
     with quiet_progress():
         model.save_pretrained(folder)
     image_processor.save_pretrained(folder)
@@ -166,7 +170,7 @@ def save_model(model: PreTrainedModel, image_processor: Any, folder: Path) -> No
 
 @contextmanager
 def quiet_progress() -> Iterator[None]:
-    """Keep transformers from drawing a bar for each file it writes, in the middle of training's own."""
+    """Keep transformers from drawing a bar for each file it writes amid training's own bar."""
     from transformers.utils import logging as transformers_logging
 
     enabled = transformers_logging.is_progress_bar_enabled()
@@ -195,14 +199,14 @@ def _load_config(recipe: Recipe, path: str, revision: str | None) -> Any:
 
 
 def _known_configs() -> dict[str, Any]:
-    """Return architectures that are known without their checkpoint; ViTConfig's defaults are ViT-B/16 at 224 px."""
+    """Return architectures known without a checkpoint; ViTConfig's defaults are ViT-B/16, 224 px."""
     from transformers import ViTConfig
 
     return {"google/vit-base-patch16-224-in21k": ViTConfig}
 
 
 def _read_model_args(path: str) -> dict[str, Any]:
-    """Drop `model_args.num_classes` of a folder written by timm's `save_for_hf`: transformers would pass it twice."""
+    """Drop `model_args.num_classes`, which timm's `save_for_hf` writes and would be passed twice."""
     file = Path(path) / "config.json"
     content = json.loads(file.read_text()) if file.is_file() else {}
     arguments = content.get("model_args") if isinstance(content, dict) else None
@@ -231,7 +235,7 @@ def _known_timm_config(name: str) -> Any:
 def _read_normalization(
     recipe: Recipe, config: Any, path: str, revision: str | None
 ) -> Normalization:
-    """Read interpolation, mean and deviation from the checkpoint, wherever its library keeps them."""
+    """Read interpolation, mean and deviation from where the checkpoint's library keeps them."""
     size = recipe.preprocessing.image_size
     if config.model_type == "timm_wrapper":
         from timm.data import resolve_data_config
@@ -258,7 +262,7 @@ def _read_normalization(
 
 
 def _plain_resize(pretrained_cfg: dict[str, Any], normalization: Normalization) -> dict[str, Any]:
-    """Make a timm configuration say what training does, so that timm itself prepares the same input."""
+    """Make a timm configuration say what training does, for those who use timm itself."""
     kept = {key: pretrained_cfg[key] for key in _TIMM_KEYS if key in pretrained_cfg}
     return kept | {
         "input_size": [3, normalization.image_size, normalization.image_size],
@@ -273,8 +277,9 @@ def _plain_resize(pretrained_cfg: dict[str, Any], normalization: Normalization) 
 def _build_image_processor(normalization: Normalization) -> Any:
     """Build the processor that is saved: resize, rescale, normalise, and nothing else.
 
-    One class for every model, a timm model too: timm's own resizes with PIL, which differs from torchvision, on which
-    training relies, by up to two grey levels (in 0.1 % of the pixels at 32 to 224 bicubic, 7 % at 32 to 112 bilinear).
+    One class for every model, a timm model too: timm's own resizes with PIL, which differs from
+    torchvision, on which training relies, by up to two grey levels (in 0.1 % of the pixels at 32 to
+    224 bicubic, 7 % at 32 to 112 bilinear).
     """
     from transformers import ViTImageProcessor
 
@@ -299,7 +304,8 @@ def _load_processor(recipe: Recipe, config: Any, path: str, revision: str | None
         )  # fresh weights need no normalisation of their own; ViT's is 0.5 and 0.5
     if local and not has_file:
         raise ModelError(
-            f"model.name_or_path: {path} holds no preprocessor_config.json; save the image processor there."
+            f"model.name_or_path: {path} holds no preprocessor_config.json; save the image "
+            f"processor there."
         )
     return AutoImageProcessor.from_pretrained(path, revision=revision)
 
@@ -337,8 +343,9 @@ def _check_loading(model: PreTrainedModel, loading: dict[str, Any], name: str) -
     )
     if body:
         raise ModelError(
-            f"model {name}: the checkpoint has no weights for {len(body)} of {len(tensors)} tensors besides the head, the "
-            f"first is {body[0]}. Use a complete checkpoint, or model.pretrained=false."
+            f"model {name}: the checkpoint has no weights for {len(body)} of {len(tensors)} "
+            f"tensors besides the head, the first is {body[0]}. Use a complete checkpoint, or "
+            f"model.pretrained=false."
         )
 
 
@@ -351,7 +358,8 @@ def _build_fresh(config: Any, size: int) -> tuple[PreTrainedModel, str]:
             config.image_size = size
         return AutoModelForImageClassification.from_config(config), "transformers"
     model = AutoModelForImageClassification.from_config(config)
-    # The wrapper overwrites timm's initialisation with N(0, 0.02) for every weight: put timm's back.
+    # The wrapper overwrites timm's initialisation with N(0, 0.02) for every weight: put timm's
+    # back.
     original = timm.create_model(
         config.architecture, num_classes=config.num_labels, **(config.model_args or {})
     )
@@ -360,14 +368,15 @@ def _build_fresh(config: Any, size: int) -> tuple[PreTrainedModel, str]:
 
 
 def _resize_position_table(model: PreTrainedModel, size: int, name: str) -> PreTrainedModel:
-    """Interpolate a ViT's position table once, bicubically, as its own `interpolate_pos_encoding` does each time."""
+    """Interpolate a ViT's position table once, bicubically, as `interpolate_pos_encoding` would."""
     embeddings = getattr(getattr(model, model.base_model_prefix, None), "embeddings", None)
     table = getattr(embeddings, "position_embeddings", None)
     patch = getattr(model.config, "patch_size", None)
     old = model.config.image_size
     if table is None or not isinstance(patch, int) or not isinstance(old, int):
         raise ModelError(
-            f"preprocessing.image_size: {name} takes {old} px, not {size}; set preprocessing.image_size={old}"
+            f"preprocessing.image_size: {name} takes {old} px, not {size}; set "
+            f"preprocessing.image_size={old}"
         )
     before, after = old // patch, size // patch
     if after < 1:

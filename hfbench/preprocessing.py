@@ -1,7 +1,7 @@
-"""From uint8 images to a model's input: one module for training and testing, on the host or on the device.
+"""From uint8 images to a model's input: one module for training and testing, host and device.
 
-Randomness is a function of (seed, epoch, index of the image) alone, so that neither the number of workers nor a resume
-nor the place where it runs changes what a model sees.
+Randomness is a function of (seed, epoch, index of the image) alone, so that neither the number of
+workers nor a resume nor the place where it runs changes what a model sees.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-# splitmix64 (Steele, Lea, Flood 2014, doi:10.1145/2660193.2660195), its constants as signed 64-bit integers: torch has no
-# unsigned arithmetic, and multiplication wraps all the same.
+# splitmix64 (Steele, Lea, Flood 2014, doi:10.1145/2660193.2660195), its constants as signed 64-bit
+# integers: torch has no unsigned arithmetic, and multiplication wraps all the same.
 _GOLDEN = 0x9E3779B97F4A7C15 - 2**64
 _MIX_1 = 0xBF58476D1CE4E5B9 - 2**64
 _MIX_2 = 0x94D049BB133111EB - 2**64
@@ -86,7 +86,8 @@ class Preprocessing(nn.Module):
 
         Args:
             images: uint8, (N, 3, H, W).
-            sample: int64, (N,), unique to each epoch and image; ``None`` at test time, for no augmentation.
+            sample: int64, (N,), unique to each epoch and image; ``None`` at test time, for no
+                augmentation.
 
         Returns:
             float32, (N, 3, image_size, image_size).
@@ -103,7 +104,8 @@ class Preprocessing(nn.Module):
                     images = random_horizontal_flip(images, uniform(self.seed, sample, 2 * stream))
         size = [self.normalization.image_size] * 2
         if list(images.shape[-2:]) != size:
-            # On uint8, as PIL and the image processors do; on floats the result differs by up to 0.0067.
+            # On uint8, as PIL and the image processors do; on floats the result differs by up to
+            # 0.0067.
             mode = InterpolationMode(self.normalization.interpolation)
             images = F.resize(images, size, interpolation=mode, antialias=True)
         return (images.to(torch.float32) / 255 - self.mean) / self.std

@@ -1,6 +1,7 @@
 """The recipe: one JSON file that says everything about one experiment.
 
-`load_recipe` reads a file or a shipped recipe, applies overrides and reports every problem in one `RecipeError`.
+`load_recipe` reads a file or a shipped recipe, applies overrides and reports every problem in one
+`RecipeError`.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ _NOT_IN_HASH_ARGS = (
 
 
 class _Section(BaseModel):
-    # Strict: "1e-4" is no number and 1 is not true. Unknown keys are refused: a misspelt one must not be ignored.
+    # Strict: "1e-4" is no number and 1 is not true. Unknown keys are refused: a misspelt one must
+    # not be ignored.
     model_config = ConfigDict(
         extra="forbid", strict=True, frozen=True, allow_inf_nan=False, protected_namespaces=()
     )
@@ -57,14 +59,14 @@ class ModelSection(_Section):
     """Which classifier is fine-tuned."""
 
     name_or_path: Annotated[str, Field(min_length=1)] = Field(
-        description="A model on the Hub, such as timm/resnet50.a1_in1k, or a folder with config.json."
+        description="A model on the Hub, as timm/resnet50.a1_in1k, or a folder with config.json."
     )
     revision: str | None = Field(
         None, description="Branch, tag or commit on the Hub; null means main."
     )
     pretrained: bool = Field(
         True,
-        description="false builds the same architecture with fresh weights, without the network where it is known.",
+        description="false builds the same architecture with fresh weights, offline if it is known.",
     )
 
 
@@ -72,7 +74,7 @@ class DatasetSection(_Section):
     """Which labelled images it is trained and tested on."""
 
     name_or_path: Annotated[str, Field(min_length=1)] = Field(
-        description="A data set on the Hub, a folder or archive on disk, or one of the embedded: digits, synthetic."
+        description="A data set on the Hub, a folder, CIFAR's own archive, digits, or synthetic."
     )
     config_name: str | None = Field(
         None, description="The data set's configuration on the Hub; null means its default."
@@ -92,15 +94,15 @@ class DatasetSection(_Section):
     )
     max_train_eval_samples: PositiveInt | None = Field(
         None,
-        description="Measure the train accuracy on a class-balanced subset of this size; null means all.",
+        description="Measure train accuracy on a class-balanced subset of this size; null: all.",
     )
     subset_seed: Annotated[int, Field(ge=0)] = Field(
         0,
-        description="Seed of the subsets; apart from the training seed, so that repeats share their test images.",
+        description="Seed of the subsets, apart from the training seed: repeats share their test.",
     )
     num_classes: Annotated[int, Field(ge=2)] | None = Field(
         None,
-        description="Number of classes of the synthetic data set (default 10); null for every other.",
+        description="Classes of the synthetic data set (default 10); null for every other.",
     )
 
 
@@ -171,7 +173,7 @@ class Recipe(_Section):
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def argument(self, name: str) -> Any:
-        """Return a training argument as given, else the default of the installed `TrainingArguments`."""
+        """Return a training argument as given, else the installed `TrainingArguments`' default."""
         from hfbench.arguments import training_argument_fields
 
         if name in self.training_args:
@@ -197,8 +199,8 @@ def load_recipe(name_or_path: str | os.PathLike[str], overrides: Iterable[str] =
         The resolved recipe.
 
     Raises:
-        RecipeError: With every problem found: unknown keys, wrong types, unknown or removed `TrainingArguments`,
-            contradictions, missing files.
+        RecipeError: With every problem found: unknown keys, wrong types, unknown or removed
+            `TrainingArguments`, contradictions, missing files.
     """
     path = _find(name_or_path)
     content = _read_json(path)
@@ -249,7 +251,8 @@ def apply_overrides(content: dict[str, Any], overrides: Iterable[str]) -> list[s
         keys = dotted.split(".")
         if not equals or not all(keys):
             problems.append(
-                f'override "{override}": expected name=value, as in training_args.num_train_epochs=1.'
+                f'override "{override}": expected name=value, as in '
+                f"training_args.num_train_epochs=1."
             )
             continue
         if problem := _unknown_path(keys):
@@ -265,12 +268,13 @@ def apply_overrides(content: dict[str, Any], overrides: Iterable[str]) -> list[s
 
 
 def _unknown_path(keys: Sequence[str]) -> str | None:
-    """Say why a dotted name cannot exist in a recipe; training arguments are checked with the rest."""
+    """Say why a dotted name cannot exist in a recipe; training arguments are checked later."""
     fields: Mapping[str, Any] = Recipe.model_fields
     for depth, key in enumerate(keys):
         if key not in fields:
             where = ".".join(keys[:depth]) or "a recipe"
-            return f"{key} is unknown in {where}{suggest(key, fields) or '; it has ' + ', '.join(fields) + '.'}"
+            near = suggest(key, fields) or f"; it has {', '.join(fields)}."
+            return f"{key} is unknown in {where}{near}"
         section = _section_of(fields[key].annotation)
         if section is None:
             known = key == "training_args" and depth < len(keys) - 1
@@ -280,7 +284,8 @@ def _unknown_path(keys: Sequence[str]) -> str | None:
                 else f"{'.'.join(keys[: depth + 1])} has no parts."
             )
         fields = section.model_fields
-    return f"{'.'.join(keys)} is a whole section; set its parts, as in {keys[-1]}.{next(iter(fields))}=…"
+    part = f"{keys[-1]}.{next(iter(fields))}"
+    return f"{'.'.join(keys)} is a whole section; set its parts, as in {part}=…"
 
 
 def _section_of(annotation: Any) -> type[BaseModel] | None:
@@ -308,7 +313,8 @@ def _find(name_or_path: str | os.PathLike[str]) -> Path:
         raise RecipeError(f"{name_or_path} is a folder; expected a recipe file.")
     near = suggest(path.stem, shipped)
     raise RecipeError(
-        f"No recipe {name_or_path}{near or '; shipped with hfbench are ' + ', '.join(shipped) + '.'}"
+        f"No recipe "
+        f"{name_or_path}{near or '; shipped with hfbench are ' + ', '.join(shipped) + '.'}"
     )
 
 
@@ -343,7 +349,8 @@ def _say(detail: Any) -> str:
     where = ".".join(keys)
     if detail["type"] == "extra_forbidden":
         fields = _fields_at(keys[:-1])
-        return f"{where}: unknown{suggest(keys[-1], fields) or '; expected one of ' + ', '.join(fields) + '.'}"
+        near = suggest(keys[-1], fields) or f"; expected one of {', '.join(fields)}."
+        return f"{where}: unknown{near}"
     if detail["type"] == "missing":
         return f"{where}: missing; it is required."
     found = json.dumps(detail["input"], default=str)
@@ -363,7 +370,7 @@ def _fields_at(keys: Sequence[str]) -> list[str]:
 
 
 def looks_like_path(name: str) -> bool:
-    """Tell whether a name can only be meant as a place on disk, not as ``owner/name`` on the Hub."""
+    """Tell whether a name can only mean a place on disk, not ``owner/name`` on the Hub."""
     return (
         name.startswith(("/", ".", "~"))
         or name.count("/") > 1
@@ -375,7 +382,8 @@ def _missing_file(where: str, name: str) -> list[str]:
     if not looks_like_path(name) or Path(name).expanduser().exists():
         return []
     return [
-        f'{where}: "{name}" does not exist (looked in {Path.cwd()}); give an existing folder or a name on the Hub.'
+        f'{where}: "{name}" does not exist (looked in {Path.cwd()}); give an existing folder or a '
+        f"name on the Hub."
     ]
 
 
@@ -385,13 +393,14 @@ def _dataset_problems(dataset: DatasetSection) -> list[str]:
         problems.append("dataset.num_classes: only the synthetic data set has it; write null.")
     if dataset.train_split == dataset.eval_split:
         problems.append(
-            f'dataset: train_split and eval_split are both "{dataset.eval_split}"; test on other images.'
+            f'dataset: train_split and eval_split are both "{dataset.eval_split}"; test on other '
+            f"images."
         )
     return problems
 
 
 def recipe_json_schema() -> dict[str, Any]:
-    """Return the JSON Schema of a recipe, with the installed `TrainingArguments` spelt out for editors."""
+    """Return the JSON Schema of a recipe, the installed `TrainingArguments` spelt out."""
     import transformers
 
     from hfbench.arguments import OWNED, training_argument_fields
@@ -404,7 +413,8 @@ def recipe_json_schema() -> dict[str, Any]:
         if name not in OWNED
     }
     arguments["$comment"] = (
-        f"Names of transformers {transformers.__version__}; hfbench checks against the installed one."
+        f"Names of transformers {transformers.__version__}; hfbench checks against the installed "
+        f"one."
     )
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

@@ -1,4 +1,4 @@
-"""What a run leaves behind: its schema, with units in the names, and how it is saved, loaded and found."""
+"""What a run leaves behind: its schema, units in the names, and how it is saved and found."""
 
 from __future__ import annotations
 
@@ -72,7 +72,8 @@ class Times(_Part):
         setup_seconds: Imports aside, from the start to the training call: data, model, trainer.
         execution_seconds: The whole training call, evaluation and checkpoints included.
         train_seconds: `execution_seconds` less the evaluations and checkpoints in it.
-        first_step_seconds: The first optimizer step, its data included (compilation, kernel selection).
+        first_step_seconds: The first optimizer step, its data included (compilation, kernel
+            selection).
         data_wait_seconds: Inside training, waiting for batches.
         evaluation_seconds: Evaluations inside the training call.
         save_seconds: Checkpoints inside the training call.
@@ -97,8 +98,8 @@ class Throughput(_Part):
     """Training speed in the steady state.
 
     Attributes:
-        samples_per_second: Over all processes, warm-up steps, evaluations and checkpoints excluded; ``None`` if the run
-            was too short to have a steady state.
+        samples_per_second: Over all processes, warm-up steps, evaluations and checkpoints excluded;
+            ``None`` if the run was too short to have a steady state.
         warmup_steps: Optimizer steps left out at the start of each session.
         measured_samples: Images that were counted.
         measured_seconds: Wall time that they took.
@@ -115,7 +116,8 @@ class Memory(_Part):
 
     Attributes:
         peak_process_memory_mib: Resident memory; data loader workers not included.
-        peak_device_memory_mib: Allocated by torch on the accelerator; ``None`` without one, or where torch cannot tell.
+        peak_device_memory_mib: Allocated by torch on the accelerator; ``None`` without one, or
+            where torch cannot tell.
     """
 
     peak_process_memory_mib: float
@@ -127,7 +129,8 @@ class Training(_Part):
 
     Attributes:
         effective_batch_size: Per device x accumulation x devices.
-        train_loss: Mean of the training loss as optimised, with label smoothing; ``None`` if not finite.
+        train_loss: Mean of the training loss as optimised, with label smoothing; ``None`` if not
+            finite.
         sessions: 1, and one more for each resume.
     """
 
@@ -162,7 +165,8 @@ class DataInfo(_Part):
 
     Attributes:
         revision: Commit of the data set on the Hub; ``None`` for anything else.
-        eval_fingerprint: SHA-256 of the test images and labels in order; equal only for the same test.
+        eval_fingerprint: SHA-256 of the test images and labels in order; equal only for the same
+            test.
         notes: What was changed when reading, a sentence each.
     """
 
@@ -242,8 +246,8 @@ def load_result(path: str | os.PathLike[str]) -> Result:
     """Load a result.
 
     Args:
-        path: ``result.json``, a run's folder, or a recipe's folder under ``runs/``, which stands for its newest finished
-            run.
+        path: ``result.json``, a run's folder, or a recipe's folder under ``runs/``, which stands
+            for its newest finished run.
 
     Raises:
         ResultError: If there is none, or it was written by another version of the schema.

@@ -16,7 +16,7 @@ from hfbench.result import Result, Run, load_result
 
 
 def result_table(result: Result) -> Group:
-    """Show a finished run, the reference's numbers beside ours, and everything that was applied otherwise than asked."""
+    """Show a finished run, the reference's numbers beside it, and what was not applied as asked."""
     reference = result.recipe.reference
     table = Table()
     table.add_column("")
@@ -77,7 +77,8 @@ def _remarks(result: Result) -> list[str]:
     machine, reference = result.environment, result.recipe.reference
     processes = result.training.world_size
     lines = [
-        f"Measured in {_count(processes, 'process', 'es')} on {machine.device_name}, {machine.cpu_cores} CPU cores."
+        f"Measured in {_count(processes, 'process', 'es')} on {machine.device_name}, "
+        f"{machine.cpu_cores} CPU cores."
     ]
     if result.metrics.test is None:
         lines.append("Synthetic data: labels mean nothing, so there is no accuracy.")
@@ -88,7 +89,8 @@ def _remarks(result: Result) -> list[str]:
     for name, switch in result.switches.items():
         if switch.reason:
             lines.append(
-                f"{name}: asked for {_show(switch.requested)}, applied {_show(switch.applied)} ({switch.reason})."
+                f"{name}: asked for {_show(switch.requested)}, applied {_show(switch.applied)} "
+                f"({switch.reason})."
             )
     return lines + result.data.notes
 
@@ -105,7 +107,8 @@ def comparison_tables(comparison: Comparison) -> Group:
                 row.name, _value(row, row.baseline), _value(row, row.candidate), _gain(row)
             )
     note = Text(
-        "gain: how many times faster, or less memory; points for shares. One run each: no interval, no verdict."
+        "gain: how many times faster, or less memory; points for shares. One run each: no "
+        "interval, no verdict."
     )
     return Group(
         Text(f"{b} against {a}", style="bold"),

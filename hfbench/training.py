@@ -1,4 +1,4 @@
-"""The trainer: `transformers.Trainer` with correct accumulation, exact resume, batched preprocessing and a clock."""
+"""The trainer: `transformers.Trainer` with correct accumulation, exact resume and a clock."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _HUB_ARGUMENTS = (
 
 
 def build_training_arguments(recipe: Recipe, output_dir: Path) -> TrainingArguments:
-    """Build `TrainingArguments` that do what the recipe says, whatever a launcher left in the environment.
+    """Build `TrainingArguments` that do what the recipe says, whatever the launcher says.
 
     Args:
         recipe: Checked against this machine already.
@@ -61,7 +61,7 @@ def build_training_arguments(recipe: Recipe, output_dir: Path) -> TrainingArgume
         "output_dir": str(output_dir),
         "remove_unused_columns": False,  # true deletes the image column
         "label_names": ["labels"],
-        "push_to_hub": False,  # Trainer would upload training_args.bin, a pickle; hub.py pushes instead
+        "push_to_hub": False,  # Trainer would upload training_args.bin, a pickle; hub.py pushes
     }
     values.setdefault("run_name", recipe.name)
     # Classifiers use all their parameters; looking for unused ones walks the graph in every step.
@@ -84,7 +84,8 @@ def build_training_arguments(recipe: Recipe, output_dir: Path) -> TrainingArgume
         raise RecipeError(
             f"training_args of {recipe.name} are refused by transformers: {error}"
         ) from None
-    # Without a launcher Trainer would split batches over all GPUs by DataParallel: another batch size, another speed.
+    # Without a launcher Trainer would split batches over all GPUs by DataParallel: another batch
+    # size, another speed.
     args._n_gpu = min(args.n_gpu, 1)
     set_tf32(recipe.training_args.get("tf32"))
     return args
@@ -105,8 +106,9 @@ def set_tf32(enabled: bool | None) -> None:
 def cross_entropy_loss(label_smoothing: float) -> Callable[..., Tensor]:
     """Return the one loss of every model: cross entropy, averaged over the whole accumulated batch.
 
-    Many classifiers drop `num_items_in_batch` and would train on loss x accumulation steps (transformers issue 47688);
-    others average micro-batch means, which is wrong when these differ in size.
+    Many classifiers drop `num_items_in_batch` and would train on loss x accumulation steps
+    (transformers issue 47688); others average micro-batch means, which is wrong when these differ
+    in size.
 
     Args:
         label_smoothing: In [0, 1); the Trainer's own is bypassed by a loss function.
@@ -127,7 +129,8 @@ def cross_entropy_loss(label_smoothing: float) -> Callable[..., Tensor]:
 class EpochSampler(torch.utils.data.Sampler[int]):
     """Shuffle anew each epoch, and number each sample ``epoch * length + index``.
 
-    The order is a function of seed and epoch, the same in every process, so that a resume goes on where it stopped.
+    The order is a function of seed and epoch, the same in every process, so that a resume goes on
+    where it stopped.
     """
 
     def __init__(self, length: int, seed: int, epoch: Callable[[], int]) -> None:
@@ -144,7 +147,7 @@ class EpochSampler(torch.utils.data.Sampler[int]):
 
 
 class BenchTrainer(Trainer):
-    """A `Trainer` that measures, preprocesses batches where the recipe says, and resumes exactly."""
+    """A `Trainer` that measures, preprocesses where the recipe says, and resumes exactly."""
 
     def __init__(
         self,
@@ -195,8 +198,8 @@ class BenchTrainer(Trainer):
         loss = super().training_step(*args, **kwargs)
         if self.seen_dtype is not None and self.seen_dtype != self.requested_dtype:
             raise DeviceError(
-                f"{self.requested_dtype} was asked for, but the forward pass ran in {self.seen_dtype} on "
-                f"{self.args.device}; the result would not be what it says."
+                f"{self.requested_dtype} was asked for, but the forward pass ran in "
+                f"{self.seen_dtype} on {self.args.device}; the result would not be what it says."
             )
         return loss
 
@@ -233,7 +236,7 @@ class BenchTrainer(Trainer):
         self._load_weights(str(self.state.best_model_checkpoint))
 
     def _load_weights(self, checkpoint: str) -> None:
-        """Load a checkpoint through `from_pretrained`, which knows the names that `save_pretrained` writes.
+        """Load a checkpoint through `from_pretrained`, which knows the names in it.
 
         Trainer loads the file with ``strict=False``, and of a ViT nothing but the head arrives.
         """
@@ -259,7 +262,8 @@ def build_trainer(
     """Put the parts of a run together; the caller trains.
 
     Raises:
-        RecipeError: If transformers refuses an argument only now: a missing package, an optimizer's option.
+        RecipeError: If transformers refuses an argument only now: a missing package, an optimizer's
+            option.
     """
     dtype = torch.float16 if args.fp16 else torch.bfloat16 if args.bf16 else torch.float32
     try:
@@ -276,7 +280,8 @@ def build_trainer(
             compute_loss_func=cross_entropy_loss(args.label_smoothing_factor),
             callbacks=[clock, *callbacks],
         )
-        # Both are made again when training starts; made now, a wrong option is found before data is waited for.
+        # Both are made again when training starts; made now, a wrong option is found before data is
+        # waited for.
         trainer.create_optimizer_and_scheduler(num_training_steps=1)
     except (ImportError, ValueError, TypeError, NotImplementedError) as error:
         raise RecipeError(f"training_args of {recipe.name} are refused: {error}") from error
@@ -285,7 +290,7 @@ def build_trainer(
 
 
 def observe_switches(recipe: Recipe, trainer: BenchTrainer) -> dict[str, Switch]:
-    """Set what the recipe asked for against what was seen while training, with the reason where they differ."""
+    """Set what was asked for against what was seen, with the reason where they differ."""
     args, loader = trainer.args, trainer.train_loader
     on_cpu = args.device.type == "cpu"
     names = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
@@ -346,7 +351,7 @@ def _as_it_is(batch: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _call_once_with_output_dtype(model: nn.Module, see: Callable[[torch.dtype], None]) -> None:
-    """Report the dtype that the first convolution or linear layer computes in, in the first training step."""
+    """Report the dtype in which the first convolution or linear layer computes, once."""
     first = next((m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)), None)
     if first is None:
         return

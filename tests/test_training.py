@@ -1,0 +1,620 @@
+"""The trainer: one loss, exact resume, the same result on the host and on the device."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForImageClassification,
+    PreTrainedConfig,
+    Swinv2Config,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    ViTConfig,
+    ViTImageProcessor,
+    set_seed,
+)
+
+from hfbench.clock import Clock
+from hfbench.data import ImageBatches, load_splits
+from hfbench.errors import DeviceError, RecipeError
+from hfbench.models import load_model, open_model
+from hfbench.preprocessing import Preprocessing
+from hfbench.recipe import Recipe, check_recipe
+from hfbench.runner import run_recipe
+from hfbench.training import (
+    BenchTrainer,
+    EpochSampler,
+    build_trainer,
+    build_training_arguments,
+    cross_entropy_loss,
+    observe_switches,
+    set_tf32,
+)
+
+TIMM = "timm/test_resnet.r160_in1k"  # 0.4 million parameters, with batch norm
+TIMM_VIT = "timm/test_vit.r160_in1k"  # the same without
+
+
+def tiny_recipe(
+    model: str | Path = TIMM,
+    *,
+    pretrained: bool = False,
+    dataset: dict[str, Any] | None = None,
+    preprocessing: dict[str, Any] | None = None,
+    **training_args: Any,
+) -> Recipe:
+    """Return a recipe that trains in half a second: two epochs of 48 digits, six steps each."""
+    arguments = {
+        "use_cpu": True,
+        "num_train_epochs": 2,
+        "per_device_train_batch_size": 8,
+        "per_device_eval_batch_size": 20,
+        "learning_rate": 1e-3,
+        "optim": "adamw_torch",
+        "dataloader_pin_memory": False,
+        "save_strategy": "no",
+        "logging_steps": 1,
+        "disable_tqdm": True,
+        "report_to": "none",
+    }
+    images = {"name_or_path": "digits", "max_train_samples": 48, "max_eval_samples": 20}
+    content = {
+        "name": "tiny",
+        "variant": "untuned",
+        "model": {"name_or_path": str(model), "pretrained": pretrained},
+        "dataset": images | (dataset or {}),
+        "preprocessing": {"image_size": 32} | (preprocessing or {}),
+        "training_args": arguments | training_args,
+    }
+    recipe, problems = check_recipe(content)
+    assert recipe is not None
+    assert problems == []
+    return recipe
+
+
+def vit_config(**changes: Any) -> ViTConfig:
+    """Return the configuration of a ViT with two layers; its dropout is 0."""
+    small = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "image_size": 32,
+        "patch_size": 8,
+        "num_labels": 10,
+    }
+    return ViTConfig(**(small | changes))
+
+
+def write_model(folder: Path, config: PreTrainedConfig) -> Path:
+    """Write a classifier with random weights, and an image processor."""
+    torch.manual_seed(0)
+    AutoModelForImageClassification.from_config(config).save_pretrained(folder)
+    size = config.image_size
+    ViTImageProcessor(size={"height": size, "width": size}).save_pretrained(folder)
+    return folder
+
+
+def make_trainer(
+    recipe: Recipe, folder: Path, callbacks: Sequence[TrainerCallback] = ()
+) -> BenchTrainer:
+    """Put a trainer together from the parts that a run uses."""
+    args = build_training_arguments(recipe, folder)
+    source = open_model(recipe)
+    train, test = load_splits(recipe.dataset, recipe.preprocessing.image_size, "bilinear")
+    set_seed(args.seed)
+    model, _ = load_model(recipe, source, train.label_names)
+    preprocessing = Preprocessing(
+        source.normalization, recipe.preprocessing.augmentation, args.seed
+    )
+    location = recipe.preprocessing.location
+    return build_trainer(
+        recipe,
+        args,
+        model,
+        preprocessing,
+        ImageBatches(train, preprocessing, location, augment=True),
+        ImageBatches(test, preprocessing, location, augment=False),
+        None,
+        Clock(),
+        list(callbacks),
+    )
+
+
+def weights(trainer: BenchTrainer) -> dict[str, Tensor]:
+    """Return a copy of the model's state."""
+    return {name: value.clone() for name, value in trainer.model.state_dict().items()}
+
+
+def assert_equal_weights(one: dict[str, Tensor], two: dict[str, Tensor]) -> None:
+    """Compare bit for bit."""
+    assert one.keys() == two.keys()
+    assert [name for name in one if not torch.equal(one[name], two[name])] == []
+
+
+@pytest.fixture
+def vit(tmp_path: Path) -> Path:
+    """Return the folder of a tiny ViT for ten classes."""
+    return write_model(tmp_path / "vit", vit_config())
+
+
+@pytest.fixture
+def tf32() -> Iterator[None]:
+    """Put torch's TF32 switches back afterwards."""
+    backends = (torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn)
+    before = [backend.fp32_precision for backend in backends]
+    yield
+    for backend, value in zip(backends, before, strict=True):
+        backend.fp32_precision = value
+
+
+# The loss
+
+
+def test_loss_is_the_mean_cross_entropy_of_the_batch() -> None:
+    # ln(1 + e^-2) and ln(1 + e^2): a right and a wrong answer, two apart.
+    outputs = {"logits": torch.tensor([[2.0, 0.0], [2.0, 0.0]])}
+    loss = cross_entropy_loss(0.0)(outputs, torch.tensor([0, 1]))
+    assert loss.item() == pytest.approx((0.126928 + 2.126928) / 2, abs=1e-6)
+
+
+def test_loss_divides_by_the_items_of_the_accumulated_batch() -> None:
+    outputs = {"logits": torch.tensor([[2.0, 0.0], [2.0, 0.0]])}
+    loss = cross_entropy_loss(0.0)(outputs, torch.tensor([0, 1]), num_items_in_batch=8)
+    assert loss.item() == pytest.approx((0.126928 + 2.126928) / 8, abs=1e-6)
+
+
+def test_loss_takes_the_first_output_of_a_tuple() -> None:
+    logits, labels = torch.randn(4, 3), torch.tensor([0, 1, 2, 0])
+    loss = cross_entropy_loss(0.0)
+    assert torch.equal(loss((logits,), labels), loss({"logits": logits}, labels))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
+def test_label_smoothing_equals_torch(smoothing: float) -> None:
+    logits, labels = torch.randn(6, 5), torch.tensor([0, 1, 2, 3, 4, 0])
+    expected = nn.functional.cross_entropy(logits, labels, label_smoothing=smoothing)
+    torch.testing.assert_close(cross_entropy_loss(smoothing)({"logits": logits}, labels), expected)
+
+
+def test_trainer_uses_label_smoothing(vit: Path, tmp_path: Path) -> None:
+    recipe = tiny_recipe(vit, pretrained=True, label_smoothing_factor=0.3, max_steps=1)
+    trainer = make_trainer(recipe, tmp_path)
+    batch = trainer.train_dataset.__getitems__(list(range(8)))
+    with torch.no_grad():
+        loss = trainer.compute_loss(trainer.model, dict(batch))
+        logits = trainer.model(pixel_values=batch["pixel_values"]).logits
+    expected = nn.functional.cross_entropy(logits, batch["labels"], label_smoothing=0.3)
+    torch.testing.assert_close(loss, expected)
+
+
+@pytest.mark.parametrize("model", ["vit", TIMM])
+def test_ragged_micro_batches_give_the_gradient_of_the_whole_batch(
+    model: str, vit: Path, tmp_path: Path
+) -> None:
+    recipe = tiny_recipe(vit if model == "vit" else model, pretrained=model == "vit")
+    trainer = make_trainer(recipe, tmp_path)
+    classifier, loss = trainer.model.eval(), cross_entropy_loss(0.0)  # batch norm sees no batch
+    batch = trainer.train_dataset.__getitems__(list(range(14)))
+
+    def gradients(sizes: Sequence[int]) -> list[Tensor]:
+        classifier.zero_grad()
+        pairs = zip(
+            batch["pixel_values"].split(sizes), batch["labels"].split(sizes), strict=True
+        )
+        for pixel_values, labels in pairs:
+            loss(classifier(pixel_values=pixel_values), labels, 14).backward()
+        return [p.grad.clone() for p in classifier.parameters() if p.grad is not None]
+
+    whole, parts = gradients([14]), gradients([4, 4, 4, 2])
+    assert len(whole) > 10
+    for one, two in zip(whole, parts, strict=True):
+        torch.testing.assert_close(one, two, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("model", ["vit", TIMM_VIT])
+def test_ragged_accumulation_takes_the_step_of_the_whole_batch(
+    model: str, vit: Path, tmp_path: Path
+) -> None:
+    # 14 images make micro-batches of 4, 4, 4 and 2; plain SGD with rate 1 adds the gradient itself.
+    def step(size: int, accumulation: int) -> dict[str, Tensor]:
+        recipe = tiny_recipe(
+            vit if model == "vit" else model,
+            pretrained=model == "vit",
+            dataset={"max_train_samples": 14},
+            optim="sgd",
+            learning_rate=1.0,
+            lr_scheduler_type="constant",
+            max_grad_norm=0.0,
+            num_train_epochs=1,
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=accumulation,
+        )
+        trainer = make_trainer(recipe, tmp_path)
+        before = weights(trainer)
+        trainer.train()
+        assert trainer.state.global_step == 1
+        return {name: value - before[name] for name, value in weights(trainer).items()}
+
+    whole, parts = step(14, 1), step(4, 4)
+    assert max(value.abs().max().item() for value in whole.values()) > 1e-3
+    for name in whole:
+        torch.testing.assert_close(whole[name], parts[name], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        vit_config(),
+        Swinv2Config(  # takes num_items_in_batch and drops it: transformers issue 47688
+            image_size=32,
+            patch_size=4,
+            embed_dim=16,
+            depths=[1],
+            num_heads=[2],
+            window_size=4,
+            drop_path_rate=0.0,
+            num_labels=10,
+        ),
+    ],
+    ids=["vit", "swinv2"],
+)
+def test_first_loss_is_the_same_for_every_accumulation(
+    config: PreTrainedConfig, tmp_path: Path
+) -> None:
+    folder = write_model(tmp_path / "model", config)
+    losses = []
+    for accumulation in (1, 2, 4):
+        recipe = tiny_recipe(
+            folder,
+            pretrained=True,
+            max_steps=1,
+            per_device_train_batch_size=8 // accumulation,
+            gradient_accumulation_steps=accumulation,
+        )
+        trainer = make_trainer(recipe, tmp_path / str(accumulation))
+        trainer.train()
+        losses.append(trainer.state.log_history[0]["loss"])
+    assert losses == pytest.approx([losses[0]] * 3, abs=1e-5)
+    assert losses[0] == pytest.approx(2.3026, abs=0.3)  # ln 10: nothing is known yet
+
+
+# The sampler
+
+
+def test_each_epoch_is_another_permutation_numbered_by_epoch() -> None:
+    epoch = 0
+    sampler = EpochSampler(10, 3, lambda: epoch)
+    orders = []
+    for epoch in range(3):  # noqa: B007 - the sampler reads it
+        numbers = list(sampler)
+        assert sorted(numbers) == list(range(10 * epoch, 10 * epoch + 10))
+        orders.append([number % 10 for number in numbers])
+    assert len(sampler) == 10
+    assert orders[0] != orders[1] != orders[2] != orders[0]
+
+
+def test_order_is_a_function_of_seed_and_epoch() -> None:
+    def order(seed: int, epoch: int) -> list[int]:
+        return list(EpochSampler(50, seed, lambda: epoch))
+
+    assert order(1, 4) == order(1, 4)
+    assert order(1, 4) != order(2, 4)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_training_sees_each_image_once_an_epoch(workers: int, tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    class Spy(BenchTrainer):
+        def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+            seen.extend(args[1]["sample"].tolist())
+            return super().training_step(*args, **kwargs)
+
+    recipe = tiny_recipe(preprocessing={"location": "device"}, dataloader_num_workers=workers)
+    trainer = make_trainer(recipe, tmp_path)
+    trainer.__class__ = Spy
+    trainer.train()
+    assert sorted(seen) == list(range(96))
+    assert sorted(seen[:48]) == list(range(48))
+    assert seen[48:] != [number + 48 for number in seen[:48]]
+
+
+# TrainingArguments
+
+
+def test_launcher_cannot_change_the_precision(
+    vit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")
+    trainer = make_trainer(tiny_recipe(vit, pretrained=True, max_steps=1), tmp_path)
+    trainer.train()
+    assert trainer.seen_dtype == torch.float32
+    assert trainer.accelerator.mixed_precision == "no"
+    assert "ACCELERATE_MIXED_PRECISION=bf16 comes from the launcher and is ignored" in caplog.text
+    assert "ACCELERATE_DYNAMO_BACKEND=INDUCTOR" in caplog.text
+
+
+def test_launcher_that_agrees_is_not_mentioned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "no")
+    build_training_arguments(tiny_recipe(bf16=True), tmp_path)
+    assert "launcher" not in caplog.text
+
+
+def test_second_run_in_a_process_does_not_blame_a_launcher(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("ACCELERATE_MIXED_PRECISION", "ACCELERATE_DYNAMO_BACKEND"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    build_training_arguments(tiny_recipe(bf16=True), tmp_path)
+    build_training_arguments(tiny_recipe(), tmp_path)
+    assert "launcher" not in caplog.text
+
+
+def test_hub_arguments_do_not_reach_the_trainer(tmp_path: Path) -> None:
+    recipe = tiny_recipe(push_to_hub=True, hub_model_id="me/model")
+    args = build_training_arguments(recipe, tmp_path)
+    assert (args.push_to_hub, args.hub_model_id) == (False, None)
+
+
+def test_batches_keep_their_columns(tmp_path: Path) -> None:
+    args = build_training_arguments(tiny_recipe(), tmp_path)
+    assert args.remove_unused_columns is False
+    assert args.label_names == ["labels"]
+
+
+def test_run_is_named_after_the_recipe(tmp_path: Path) -> None:
+    assert build_training_arguments(tiny_recipe(), tmp_path).run_name == "tiny"
+    assert build_training_arguments(tiny_recipe(run_name="mine"), tmp_path).run_name == "mine"
+
+
+def test_refusal_of_transformers_is_a_recipe_error(tmp_path: Path) -> None:
+    # transformers wants a multiple here, and only says so when the object is built.
+    recipe = tiny_recipe(
+        load_best_model_at_end=True,
+        eval_strategy="steps",
+        save_strategy="steps",
+        eval_steps=4,
+        save_steps=6,
+    )
+    with pytest.raises(RecipeError, match="tiny are refused by transformers: .*multiple"):
+        build_training_arguments(recipe, tmp_path)
+
+
+@pytest.mark.usefixtures("tf32")
+@pytest.mark.parametrize(("enabled", "mode"), [(True, "tf32"), (False, "ieee")])
+def test_tf32_is_switched_for_matmul_and_convolution(enabled: bool, mode: str) -> None:
+    set_tf32(enabled)
+    assert torch.backends.cuda.matmul.fp32_precision == mode
+    assert torch.backends.cudnn.conv.fp32_precision == mode
+    set_tf32(None)
+    assert torch.backends.cuda.matmul.fp32_precision == mode
+    assert torch.backends.cudnn.conv.fp32_precision == mode
+
+
+@pytest.mark.usefixtures("tf32")
+def test_recipe_switches_tf32_off_everywhere(tmp_path: Path) -> None:
+    set_tf32(True)
+    build_training_arguments(tiny_recipe(tf32=False), tmp_path)
+    assert torch.backends.cuda.matmul.fp32_precision == "ieee"
+    assert torch.backends.cudnn.conv.fp32_precision == "ieee"
+
+
+# What was seen
+
+
+def test_another_precision_than_requested_stops_training(vit: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(tiny_recipe(vit, pretrained=True), tmp_path)
+    trainer.requested_dtype = torch.float16
+    expected = r"torch.float16 was asked for, but the forward pass ran in torch.float32 on cpu"
+    with pytest.raises(DeviceError, match=expected):
+        trainer.train()
+    assert trainer.state.global_step == 0
+
+
+@pytest.mark.parametrize("model", ["vit", TIMM])
+def test_bf16_is_seen_in_the_forward_pass(model: str, vit: Path, tmp_path: Path) -> None:
+    path = vit if model == "vit" else model
+    recipe = tiny_recipe(path, pretrained=model == "vit", bf16=True, max_steps=1)
+    trainer = make_trainer(recipe, tmp_path)
+    trainer.train()
+    assert trainer.seen_dtype == torch.bfloat16
+    precision = observe_switches(recipe, trainer)["precision"]
+    assert (precision.requested, precision.applied, precision.reason) == ("bf16", "bf16", None)
+    assert {value.dtype for value in trainer.model.parameters()} == {torch.float32}
+
+
+@pytest.mark.usefixtures("tf32")
+def test_switches_on_a_cpu_say_why_they_differ(vit: Path, tmp_path: Path) -> None:
+    recipe = tiny_recipe(
+        vit,
+        pretrained=True,
+        max_steps=1,
+        dataloader_pin_memory=True,
+        accelerator_config={"non_blocking": True},
+        tf32=False,
+    )
+    trainer = make_trainer(recipe, tmp_path)
+    trainer.train()
+    switches = observe_switches(recipe, trainer)
+    reason = "nothing is copied: the model is on the CPU"
+    for name in ("dataloader_pin_memory", "non_blocking"):
+        switch = switches[name]
+        assert (switch.requested, switch.applied, switch.reason) == (True, False, reason)
+    differing = {name for name, s in switches.items() if s.requested != s.applied}
+    assert differing == {"dataloader_pin_memory", "non_blocking"}
+    assert {name for name, switch in switches.items() if switch.reason} == differing
+    assert switches["use_cpu"].applied is True
+    assert switches["world_size"].applied == 1
+    assert switches["optim"].applied == "adamw_torch"
+
+
+def test_switches_of_an_untuned_run_are_as_asked(tmp_path: Path) -> None:
+    recipe = tiny_recipe(max_steps=1, gradient_accumulation_steps=2, dataloader_num_workers=1)
+    trainer = make_trainer(recipe, tmp_path)
+    trainer.train()
+    switches = observe_switches(recipe, trainer)
+    assert switches["precision"].applied == "fp32"
+    assert switches["dataloader_pin_memory"].applied is False
+    assert switches["dataloader_num_workers"].applied == 1
+    assert switches["gradient_accumulation_steps"].applied == 2
+    assert switches["torch_compile"].applied is False
+
+
+# Resume
+
+_AUGMENTATION = ["random_crop", "horizontal_flip"]
+
+
+class StopAt(TrainerCallback):
+    """Save at a step and stop there, as a run that was killed after its checkpoint."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if state.global_step == self.step:
+            control.should_training_stop = True
+
+
+@pytest.mark.parametrize("model", ["vit", TIMM])
+@pytest.mark.parametrize(
+    ("workers", "step", "location"), [(0, 4, "host"), (2, 8, "host"), (0, 6, "device")]
+)
+def test_resume_is_bit_exact(
+    model: str, workers: int, step: int, location: str, vit: Path, tmp_path: Path
+) -> None:
+    # Steps 4 and 8 lie inside the first and the second epoch, step 6 is the border between them.
+    recipe = tiny_recipe(
+        vit if model == "vit" else model,
+        pretrained=model == "vit",
+        preprocessing={"augmentation": _AUGMENTATION, "location": location},
+        dataloader_num_workers=workers,
+        save_strategy="steps",
+        save_steps=step,
+    )
+    whole = make_trainer(recipe, tmp_path / "whole")
+    whole.train()
+    stopped = make_trainer(recipe, tmp_path / "parts", [StopAt(step)])
+    stopped.train()
+    assert stopped.state.global_step == step
+    set_seed(999)  # nothing may hang on what the new process drew before
+    resumed = make_trainer(recipe, tmp_path / "parts")
+    nn.init.zeros_(next(p for p in resumed.model.parameters() if p.ndim > 1))  # must be loaded
+    resumed.train(resume_from_checkpoint=str(tmp_path / "parts" / f"checkpoint-{step}"))
+    assert resumed.state.global_step == whole.state.global_step == 12
+    assert_equal_weights(weights(whole), weights(resumed))
+
+
+@pytest.mark.parametrize("model", ["vit", TIMM])
+def test_best_checkpoint_is_the_one_that_is_evaluated(
+    model: str, vit: Path, tmp_path: Path
+) -> None:
+    # A rate that grows from 0 to 3 trains a little in the first epoch and wrecks the model later.
+    recipe = tiny_recipe(
+        vit if model == "vit" else model,
+        pretrained=model == "vit",
+        num_train_epochs=3,
+        learning_rate=3.0,
+        optim="sgd",
+        lr_scheduler_type="constant_with_warmup",
+        warmup_steps=18,
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        load_best_model_at_end=True,
+    )
+    result = run_recipe(recipe, tmp_path)
+    log = (tmp_path / "tiny" / result.run_id / "log.jsonl").read_text("utf-8").splitlines()
+    losses = [entry["eval_loss"] for entry in map(json.loads, log) if "eval_loss" in entry]
+    assert len(losses) == 3
+    assert result.metrics.test is not None
+    assert min(losses) < losses[-1] - 0.05  # else the test says nothing
+    assert result.metrics.test.loss == pytest.approx(min(losses), abs=1e-5)
+
+
+def test_checkpoint_of_another_model_is_refused(vit: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(tiny_recipe(vit, pretrained=True), tmp_path)
+    other = write_model(tmp_path / "checkpoint-1", vit_config(hidden_size=16))
+    trainer.state.best_model_checkpoint = str(other)
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        trainer._load_best_model()
+
+
+# Where images are prepared
+
+
+@pytest.mark.parametrize("model", ["vit", TIMM])
+def test_host_and_device_preprocessing_train_the_same_model(
+    model: str, vit: Path, tmp_path: Path
+) -> None:
+    def train(location: str) -> dict[str, Tensor]:
+        recipe = tiny_recipe(
+            vit if model == "vit" else model,
+            pretrained=model == "vit",
+            preprocessing={"location": location, "augmentation": _AUGMENTATION},
+        )
+        trainer = make_trainer(recipe, tmp_path)
+        trainer.train()
+        return weights(trainer)
+
+    assert_equal_weights(train("host"), train("device"))
+
+
+def test_workers_do_not_change_the_model(vit: Path, tmp_path: Path) -> None:
+    def train(**arguments: Any) -> dict[str, Tensor]:
+        preprocessing = {"augmentation": _AUGMENTATION}
+        recipe = tiny_recipe(vit, pretrained=True, preprocessing=preprocessing, **arguments)
+        trainer = make_trainer(recipe, tmp_path)
+        trainer.train()
+        return weights(trainer)
+
+    persistent = train(dataloader_num_workers=2, dataloader_persistent_workers=True)
+    assert_equal_weights(train(), persistent)
+
+
+def test_augmentation_changes_what_is_trained_on(vit: Path, tmp_path: Path) -> None:
+    def batch(augmentation: list[str], read: Callable[[BenchTrainer], ImageBatches]) -> Tensor:
+        recipe = tiny_recipe(vit, pretrained=True, preprocessing={"augmentation": augmentation})
+        return read(make_trainer(recipe, tmp_path)).__getitems__(list(range(16)))["pixel_values"]
+
+    def training(trainer: BenchTrainer) -> ImageBatches:
+        return trainer.train_dataset
+
+    def testing(trainer: BenchTrainer) -> ImageBatches:
+        return trainer.eval_dataset
+
+    assert not torch.equal(batch([], training), batch(_AUGMENTATION, training))
+    assert torch.equal(batch([], testing), batch(_AUGMENTATION, testing))
+
+
+def test_checkpoint_holds_the_model_alone(vit: Path, tmp_path: Path) -> None:
+    from safetensors import safe_open
+
+    recipe = tiny_recipe(
+        vit, pretrained=True, preprocessing={"location": "device"}, save_strategy="epoch"
+    )
+    trainer = make_trainer(recipe, tmp_path / "run")
+    trainer.train()
+    with (
+        safe_open(tmp_path / "run" / "checkpoint-12" / "model.safetensors", "pt") as saved,
+        safe_open(vit / "model.safetensors", "pt") as original,
+    ):
+        assert set(saved.keys()) == set(original.keys())
+    kept = json.loads((tmp_path / "run" / "checkpoint-12" / "clock.json").read_text("utf-8"))
+    assert kept["save_seconds"] > 0
