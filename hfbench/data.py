@@ -1,43 +1,21 @@
-"""From a recipe's data set to uint8 tensors, whatever it is stored as.
+"""Labelled images in memory, and the batches that a loader is served.
 
-Sources: the Hub, a folder in the Hub's parquet layout, `save_to_disk`, imagefolder, CIFAR's
-original archives, and two
-that need no file: scikit-learn's digits and synthetic noise. Images are decoded once.
+Images are decoded once to uint8; `sources.py` reads them from wherever they are.
 """
 
 from __future__ import annotations
 
 import hashlib
-import logging
-import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from hfbench.archives import find_archive, read_split
-from hfbench.arguments import suggest
-from hfbench.errors import DataError
-
 if TYPE_CHECKING:
-    import datasets
-    from PIL import Image
-
     from hfbench.preprocessing import Preprocessing
-    from hfbench.recipe import DatasetSection
-
-logger = logging.getLogger(__name__)
-
-_SYNTHETIC_SIZE = (3, 32, 32)
-_SYNTHETIC_COUNT = {"train": 50_000, "test": 10_000}
-_DIGITS_TEST_FRACTION = 0.2
-_SHOWN = 5  # how many of many like problems a message lists
 
 
 @dataclass(frozen=True)
@@ -99,7 +77,7 @@ class ImageBatches(torch.utils.data.Dataset[dict[str, Tensor]]):
         return len(self.split)
 
     def __getitems__(self, samples: list[int]) -> dict[str, Tensor]:
-        """Return ``pixel_values`` and ``labels``; for augmentation on the device also ``sample``."""
+        """Return ``pixel_values`` and ``labels``; to augment on the device, ``sample`` too."""
         sample = torch.tensor(samples, dtype=torch.int64)
         index = sample % len(self)
         images, labels = self.split.images[index], self.split.labels[index]
@@ -113,36 +91,6 @@ class ImageBatches(torch.utils.data.Dataset[dict[str, Tensor]]):
 
     def __getitem__(self, sample: int) -> dict[str, Tensor]:
         return {name: value[0] for name, value in self.__getitems__([sample]).items()}
-
-
-def load_splits(
-    dataset: DatasetSection, image_size: int, interpolation: str
-) -> tuple[ImageSplit, ImageSplit]:
-    """Load the training and the test images of a recipe.
-
-    Args:
-        dataset: The recipe's section.
-        image_size: Size that images of mixed sizes are resized to when no size prevails.
-        interpolation: How images of mixed sizes are resized.
-
-    Returns:
-        The training and the test split, subsets already taken.
-
-    Raises:
-        DataError: If there is no such folder, split or column, or images or labels are not usable.
-        HubError: If the Hub cannot be reached and the data set is not in the cache.
-    """
-    source = _open(dataset, image_size, interpolation)
-    train = source.read(dataset.train_split, dataset.max_train_samples)
-    test = source.read(dataset.eval_split, dataset.max_eval_samples)
-    if train.label_names != test.label_names:
-        raise DataError(
-            f"{dataset.name_or_path}: {dataset.train_split} and {dataset.eval_split} name "
-            f"different classes: {_list(train.label_names)} against {_list(test.label_names)}."
-        )
-    for note in dict.fromkeys(train.notes + test.notes):
-        logger.info(note)
-    return train, test
 
 
 def balanced_subset(labels: np.ndarray, count: int | None, seed: int) -> np.ndarray:
@@ -171,314 +119,3 @@ def balanced_subset(labels: np.ndarray, count: int | None, seed: int) -> np.ndar
         seen[label] += 1
     chosen = order[np.argsort(rank[order], kind="stable")][:count]
     return np.sort(chosen)
-
-
-def _open(dataset: DatasetSection, image_size: int, interpolation: str) -> _Source:
-    if dataset.name_or_path == "digits":
-        return _Digits(dataset)
-    if dataset.name_or_path == "synthetic":
-        return _Synthetic(dataset)
-    path = Path(dataset.name_or_path).expanduser()
-    if path.exists() and find_archive(path):
-        return _Archive(dataset)
-    return _Table(dataset, image_size, interpolation)
-
-
-@dataclass
-class _Source:
-    """One data set; subclasses read a split of it."""
-
-    dataset: DatasetSection
-
-    def read(self, split: str, count: int | None) -> ImageSplit:
-        raise NotImplementedError
-
-    def check(self, splits: Sequence[str], columns: Sequence[str]) -> None:
-        """Refuse splits and columns that do not exist, all in one error."""
-        name, problems = self.dataset.name_or_path, []
-        for option in ("train_split", "eval_split"):
-            value = getattr(self.dataset, option)
-            if value not in splits:
-                near = suggest(value, splits) or "."
-                problems.append(
-                    f'dataset.{option}: "{value}" is not a split of {name}; it has '
-                    f"{_list(splits)}{near}"
-                )
-        for option, example in (("image_column", columns[0]), ("label_column", columns[-1])):
-            value = getattr(self.dataset, option)
-            if value not in columns:
-                near = suggest(value, columns) or f". Set, for instance, dataset.{option}={example}"
-                problems.append(
-                    f'dataset.{option}: "{value}" is not a column of {name}; it has '
-                    f"{_list(columns)}{near}"
-                )
-        if problems:
-            raise DataError.from_problems(name, problems)
-
-
-class _Digits(_Source):
-    """scikit-learn's 1,797 digits, 8 x 8 grey: a fixed, stratified fifth is the test split."""
-
-    def read(self, split: str, count: int | None) -> ImageSplit:
-        from sklearn.datasets import load_digits
-        from sklearn.model_selection import train_test_split
-
-        self.check(("train", "test"), ("image", "label"))
-        bunch = load_digits()
-        everything = np.arange(len(bunch.target))
-        parts = train_test_split(
-            everything, test_size=_DIGITS_TEST_FRACTION, stratify=bunch.target, random_state=0
-        )
-        index = np.sort(parts[("train", "test").index(split)])
-        index = index[balanced_subset(bunch.target[index], count, self.dataset.subset_seed)]
-        grey = np.rint(bunch.images[index] * (255 / 16)).astype(np.uint8)  # stored as 0 … 16
-        images = torch.from_numpy(grey)[:, None].expand(-1, 3, -1, -1).contiguous()
-        labels = torch.from_numpy(bunch.target[index].astype(np.int64))
-        return ImageSplit(
-            images, labels, [str(name) for name in bunch.target_names], torch.from_numpy(index)
-        )
-
-
-class _Synthetic(_Source):
-    """Uniform noise with balanced labels, CIFAR's size: good for throughput only."""
-
-    def read(self, split: str, count: int | None) -> ImageSplit:
-        is_train = split == self.dataset.train_split
-        count = count or _SYNTHETIC_COUNT["train" if is_train else "test"]
-        generator = torch.Generator().manual_seed(0 if is_train else 1)
-        images = torch.randint(
-            0, 256, (count, *_SYNTHETIC_SIZE), dtype=torch.uint8, generator=generator
-        )
-        index, classes = torch.arange(count), self.dataset.num_classes or 10
-        return ImageSplit(images, index % classes, [str(n) for n in range(classes)], index)
-
-
-class _Archive(_Source):
-    def read(self, split: str, count: int | None) -> ImageSplit:
-        path = Path(self.dataset.name_or_path).expanduser()
-        content = read_split(path, split, self.dataset.label_column)
-        whole = ImageSplit(
-            torch.from_numpy(content.images.copy()),
-            torch.from_numpy(content.labels),
-            content.label_names,
-            torch.arange(len(content.labels)),
-        )
-        return whole.subset(count, self.dataset.subset_seed)
-
-
-class _Table(_Source):
-    """Anything that `datasets` reads."""
-
-    def __init__(self, dataset: DatasetSection, image_size: int, interpolation: str) -> None:
-        super().__init__(dataset)
-        self.image_size, self.interpolation = image_size, interpolation
-        self.splits = _load_table(dataset)
-        self.check(list(self.splits), next(iter(self.splits.values())).column_names)
-
-    def read(self, split: str, count: int | None) -> ImageSplit:
-        table = self.splits[split]
-        if not len(table):
-            raise DataError(f"{self.dataset.name_or_path}: split {split} is empty.")
-        labels, label_names = self._labels(split)
-        index = balanced_subset(labels, count, self.dataset.subset_seed)
-        pictures, where = self._decode(table.select(index), split, index)
-        images, notes = stack_images(pictures, where, self.image_size, self.interpolation)
-        return ImageSplit(
-            images, torch.from_numpy(labels[index]), label_names, torch.from_numpy(index), notes
-        )
-
-    def _labels(self, split: str) -> tuple[np.ndarray, list[str]]:
-        import datasets
-
-        column = self.dataset.label_column
-        where = f"{self.dataset.name_or_path}: {split}.{column}"
-        feature = self.splits[split].features[column]
-        values = self._column(split)
-        empty = [position for position, value in enumerate(values) if value is None]
-        if empty:
-            raise DataError(
-                f"{where}: {len(empty)} images have no label, the first is number {empty[0]}."
-            )
-        if isinstance(feature, datasets.ClassLabel):
-            names = list(feature.names)
-        elif all(isinstance(value, str) for value in values):
-            names = sorted(set(self._everywhere()))
-            values = [names.index(value) for value in values]
-        elif all(isinstance(value, int) and not isinstance(value, bool) for value in values):
-            names = [str(number) for number in range(max(self._everywhere()) + 1)]
-        else:
-            raise DataError(f"{where} holds {feature}; expected class numbers or names.")
-        wrong = [position for position, value in enumerate(values) if not 0 <= value < len(names)]
-        if wrong:
-            raise DataError(
-                f"{where}: {len(wrong)} labels are no class, the first is {values[wrong[0]]} of "
-                f"image {wrong[0]}; expected 0 to {len(names) - 1}."
-            )
-        if len(names) < 2:
-            raise DataError(f"{where}: found one class only, {_list(names)}; expected two or more.")
-        return np.asarray(values, dtype=np.int64), names
-
-    def _column(self, split: str) -> list[Any]:
-        return _read_column(self.splits[split], self.dataset.label_column)
-
-    def _revision(self, split: str) -> str | None:
-        """Return the commit that `datasets` downloaded; it stands in the addresses of the files."""
-        addresses = self.splits[split].info.download_checksums or {}
-        commits = [
-            re.search(r"^hf://datasets/[^@]+@([0-9a-f]{40})/", str(address))
-            for address in addresses
-        ]
-        return commits[0].group(1) if commits and commits[0] else None
-
-    def _everywhere(self) -> list[Any]:
-        both = (self.dataset.train_split, self.dataset.eval_split)
-        return [value for split in both for value in self._column(split) if value is not None]
-
-    def _decode(
-        self, rows: datasets.Dataset, split: str, index: np.ndarray
-    ) -> tuple[list[Image.Image], list[str]]:
-        import datasets
-
-        column = self.dataset.image_column
-        feature = rows.features[column]
-        if not isinstance(feature, datasets.Image):
-            try:
-                rows = rows.cast_column(column, datasets.Image())
-            except Exception:  # pyarrow raises several kinds
-                raise DataError(
-                    f"dataset.image_column: {column} of {self.dataset.name_or_path} holds "
-                    f"{feature}, no images."
-                ) from None
-        encoded = _read_column(rows.cast_column(column, datasets.Image(decode=False)), column)
-        decoder = datasets.Image()
-
-        def decode(entry: dict[str, Any] | None) -> Image.Image | Exception:
-            try:
-                if entry is None:
-                    raise ValueError("there is no image")
-                picture: Image.Image = decoder.decode_example(entry)
-                picture.load()
-                return picture
-            except Exception as error:  # PIL raises whatever the damaged bytes lead to
-                return error
-
-        with ThreadPoolExecutor() as pool:  # PIL decodes outside the interpreter's lock
-            decoded = list(pool.map(decode, encoded, chunksize=256))
-        names = [
-            f"{split} image {i}{_path(entry)}"
-            for i, entry in zip(index.tolist(), encoded, strict=True)
-        ]
-        failed = [
-            f"{name}: {error}"
-            for name, error in zip(names, decoded, strict=True)
-            if isinstance(error, Exception)
-        ]
-        if failed:
-            shown = failed[:_SHOWN] + (
-                [f"… and {len(failed) - _SHOWN} more"] if len(failed) > _SHOWN else []
-            )
-            raise DataError.from_problems(
-                f"{self.dataset.name_or_path} (images that cannot be decoded)", shown
-            )
-        return [picture for picture in decoded if not isinstance(picture, Exception)], names
-
-
-def stack_images(
-    pictures: Sequence[Image.Image], where: Sequence[str], image_size: int, interpolation: str
-) -> tuple[Tensor, list[str]]:
-    """Bring decoded images to RGB and one size.
-
-    If more than half have one size, the others are resized to it; if no size prevails, all are
-    resized to `image_size`.
-
-    Returns:
-        uint8, (N, 3, H, W), and what was changed, a sentence each.
-    """
-    from torchvision.transforms.v2 import InterpolationMode
-    from torchvision.transforms.v2 import functional as F
-
-    notes = []
-    grey = [name for name, picture in zip(where, pictures, strict=True) if picture.mode != "RGB"]
-    if grey:
-        notes.append(
-            f"{len(grey)} of {len(pictures)} images are not RGB and were converted; the first is "
-            f"{grey[0]}."
-        )
-    size, count = Counter(picture.size for picture in pictures).most_common(1)[0]
-    if count < len(pictures):
-        if 2 * count <= len(pictures):
-            size = (image_size, image_size)
-        odd = [name for name, picture in zip(where, pictures, strict=True) if picture.size != size]
-        notes.append(
-            f"{len(odd)} of {len(pictures)} images were resized to {size[0]} x {size[1]}, since "
-            f"sizes are mixed; the first is {odd[0]}."
-        )
-    images = torch.empty((len(pictures), 3, size[1], size[0]), dtype=torch.uint8)
-    mode = InterpolationMode(interpolation)
-    for position, picture in enumerate(pictures):
-        image = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
-        # The same resize as in `Preprocessing`: if no size prevails, the model sees what `pipeline`
-        # would show it.
-        images[position] = (
-            image
-            if picture.size == size
-            else F.resize(image, [size[1], size[0]], mode, antialias=True)
-        )
-    return images, notes
-
-
-def _load_table(dataset: DatasetSection) -> datasets.DatasetDict:
-    import datasets
-
-    from hfbench.connection import explain_hub_failure
-
-    name, path = dataset.name_or_path, Path(dataset.name_or_path).expanduser()
-    local = path.exists()
-    if path.is_file():
-        raise DataError(
-            f"{name} is a file; expected a folder, or CIFAR's own cifar-10-python.tar.gz."
-        )
-    try:
-        if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-            loaded = datasets.load_from_disk(str(path))
-        else:
-            loaded = datasets.load_dataset(
-                str(path) if local else name,
-                dataset.config_name,
-                revision=None if local else dataset.revision,
-            )
-    except Exception as error:  # `datasets` raises some dozen kinds; each becomes a sentence
-        if not local:
-            raise explain_hub_failure("dataset", name, error) from error
-        raise DataError(f"{name} cannot be loaded as a data set: {_root_cause(error)}") from error
-    if not isinstance(loaded, datasets.DatasetDict):
-        raise DataError(
-            f"{name} is one data set without splits; save a DatasetDict with "
-            f"{_list((dataset.train_split, dataset.eval_split))}."
-        )
-    return loaded
-
-
-def _read_column(table: datasets.Dataset, column: str) -> list[Any]:
-    """Return a column as stored; the arrow format heeds a selection, `Dataset.data` does not."""
-    values = table.select_columns([column]).with_format("arrow")[:].column(column).to_pylist()
-    return list(values)
-
-
-def _root_cause(error: BaseException) -> str:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def _path(entry: dict[str, Any] | None) -> str:
-    return f" ({entry['path']})" if entry and entry.get("path") else ""
-
-
-def _list(names: Iterable[str]) -> str:
-    quoted = [f'"{name}"' for name in names]
-    if len(quoted) > 12:
-        quoted = [*quoted[:11], f"{len(quoted) - 11} more"]
-    return (
-        " and ".join([", ".join(quoted[:-1]), quoted[-1]]) if len(quoted) > 1 else "".join(quoted)
-    )

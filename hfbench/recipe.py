@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hfbench.arguments import check_training_args, suggest
 from hfbench.errors import RecipeError
+from hfbench.overrides import apply_overrides, section_of
 
 EMBEDDED_DATASETS = ("digits", "synthetic")
 Augmentation = Literal["random_crop", "horizontal_flip"]
@@ -66,7 +67,7 @@ class ModelSection(_Section):
     )
     pretrained: bool = Field(
         True,
-        description="false builds the same architecture with fresh weights, offline if it is known.",
+        description="false builds the same architecture with fresh weights, offline if known.",
     )
 
 
@@ -204,7 +205,7 @@ def load_recipe(name_or_path: str | os.PathLike[str], overrides: Iterable[str] =
     """
     path = _find(name_or_path)
     content = _read_json(path)
-    problems = apply_overrides(content, overrides)
+    problems = apply_overrides(content, overrides, Recipe)
     recipe, more = check_recipe(content)
     if problems or more or recipe is None:
         raise RecipeError.from_problems(str(name_or_path), problems + more)
@@ -237,68 +238,6 @@ def check_recipe(content: Mapping[str, Any]) -> tuple[Recipe | None, list[str]]:
         if len(set(recipe.preprocessing.augmentation)) < len(recipe.preprocessing.augmentation):
             problems.append("preprocessing.augmentation: an entry stands twice.")
     return recipe, problems
-
-
-def apply_overrides(content: dict[str, Any], overrides: Iterable[str]) -> list[str]:
-    """Set ``dotted.name=value`` in a recipe's content, in place.
-
-    Returns:
-        One sentence for each override that cannot be applied.
-    """
-    problems = []
-    for override in overrides:
-        dotted, equals, text = override.partition("=")
-        keys = dotted.split(".")
-        if not equals or not all(keys):
-            problems.append(
-                f'override "{override}": expected name=value, as in '
-                f"training_args.num_train_epochs=1."
-            )
-            continue
-        if problem := _unknown_path(keys):
-            problems.append(f'override "{override}": {problem}')
-            continue
-        target = content
-        for key in keys[:-1]:
-            if not isinstance(target.get(key), dict):
-                target[key] = {}
-            target = target[key]
-        target[keys[-1]] = _parse_value(text)
-    return problems
-
-
-def _unknown_path(keys: Sequence[str]) -> str | None:
-    """Say why a dotted name cannot exist in a recipe; training arguments are checked later."""
-    fields: Mapping[str, Any] = Recipe.model_fields
-    for depth, key in enumerate(keys):
-        if key not in fields:
-            where = ".".join(keys[:depth]) or "a recipe"
-            near = suggest(key, fields) or f"; it has {', '.join(fields)}."
-            return f"{key} is unknown in {where}{near}"
-        section = _section_of(fields[key].annotation)
-        if section is None:
-            known = key == "training_args" and depth < len(keys) - 1
-            return (
-                None
-                if known or depth == len(keys) - 1
-                else f"{'.'.join(keys[: depth + 1])} has no parts."
-            )
-        fields = section.model_fields
-    part = f"{keys[-1]}.{next(iter(fields))}"
-    return f"{'.'.join(keys)} is a whole section; set its parts, as in {part}=…"
-
-
-def _section_of(annotation: Any) -> type[BaseModel] | None:
-    candidates = (annotation, *getattr(annotation, "__args__", ()))
-    found = [kind for kind in candidates if isinstance(kind, type) and issubclass(kind, BaseModel)]
-    return found[0] if found else None
-
-
-def _parse_value(text: str) -> Any:
-    try:
-        return json.loads(text, parse_constant=lambda constant: constant)
-    except json.JSONDecodeError:
-        return text
 
 
 def _find(name_or_path: str | os.PathLike[str]) -> Path:
@@ -364,7 +303,7 @@ def _say(detail: Any) -> str:
 def _fields_at(keys: Sequence[str]) -> list[str]:
     fields: Mapping[str, Any] = Recipe.model_fields
     for key in keys:
-        section = _section_of(fields[key].annotation)
+        section = section_of(fields[key].annotation)
         fields = section.model_fields if section else {}
     return ["$schema" if name == "schema_" else name for name in fields]
 

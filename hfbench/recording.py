@@ -11,7 +11,8 @@ from hfbench.data import ImageSplit
 from hfbench.environment import describe_environment
 from hfbench.recipe import Recipe
 from hfbench.result import DataInfo, Metrics, ModelInfo, Result, Times, Training
-from hfbench.training import BenchTrainer, observe_switches
+from hfbench.switches import observe_switches
+from hfbench.training import BenchTrainer
 
 
 def record(

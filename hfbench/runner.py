@@ -18,7 +18,7 @@ from hfbench import hub, metrics, plots
 from hfbench.callbacks import LogFile, StopOnSignal
 from hfbench.clock import Clock
 from hfbench.connection import use_cache_if_unreachable
-from hfbench.data import ImageBatches, ImageSplit, load_splits
+from hfbench.data import ImageBatches, ImageSplit
 from hfbench.environment import check_machine, is_main_process, requested_processes
 from hfbench.errors import DeviceError, HfbenchError, HubError, Interrupted, RecipeError
 from hfbench.folders import find_earlier_run, make_folder, newest_checkpoint, save_predictions
@@ -33,6 +33,7 @@ from hfbench.preprocessing import Preprocessing
 from hfbench.recipe import EMBEDDED_DATASETS, Recipe
 from hfbench.recording import describe_data, describe_model, record
 from hfbench.result import CONFUSION_FILE, CURVES_FILE, Metrics, Result, load_result, save_result
+from hfbench.sources import load_splits
 from hfbench.training import CLOCK_FILE, BenchTrainer, build_trainer, build_training_arguments
 
 _CHECKED_IMAGES = 4  # on which the saved image processor is compared with ours

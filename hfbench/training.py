@@ -18,16 +18,15 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
-from transformers.training_args import OptimizerNames
 
 from hfbench.clock import Clock
 from hfbench.data import ImageBatches
-from hfbench.environment import accelerator_type, requested_processes
+from hfbench.environment import accelerator_type
 from hfbench.errors import DeviceError, RecipeError
 from hfbench.models import quiet_progress
 from hfbench.preprocessing import Preprocessing
 from hfbench.recipe import Recipe
-from hfbench.result import Switch, write_json
+from hfbench.result import write_json
 
 logger = logging.getLogger(__name__)
 
@@ -287,62 +286,6 @@ def build_trainer(
         raise RecipeError(f"training_args of {recipe.name} are refused: {error}") from error
     trainer.optimizer = trainer.lr_scheduler = None
     return trainer
-
-
-def observe_switches(recipe: Recipe, trainer: BenchTrainer) -> dict[str, Switch]:
-    """Set what was asked for against what was seen, with the reason where they differ."""
-    args, loader = trainer.args, trainer.train_loader
-    on_cpu = args.device.type == "cpu"
-    names = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
-    base = getattr(loader, "base_dataloader", loader)
-    pinned = bool(base.pin_memory) and not on_cpu
-    non_blocking = bool(getattr(loader, "_non_blocking", False)) and pinned
-    accelerator_config = recipe.argument("accelerator_config") or {}
-    no_copy = "nothing is copied: the model is on the CPU" if on_cpu else None
-    compiled = (
-        "compiled: taken from the accelerator's settings" if trainer.seen_dtype is None else None
-    )
-    applied_dtype = names[trainer.seen_dtype or trainer.requested_dtype]
-    tf32 = recipe.argument("tf32")
-
-    def switch(requested: Any, applied: Any, reason: str | None = None) -> Switch:
-        return Switch(
-            requested=requested, applied=applied, reason=reason if requested != applied else None
-        )
-
-    def tf32_switch(backend: Any) -> Switch:
-        active = backend.fp32_precision == "tf32" and args.device.type == "cuda"
-        return switch(tf32, active, "not set: torch's default")
-
-    return {
-        "precision": Switch(
-            requested=names[trainer.requested_dtype], applied=applied_dtype, reason=compiled
-        ),
-        "tf32_matmul": tf32_switch(torch.backends.cuda.matmul),
-        "tf32_convolution": tf32_switch(torch.backends.cudnn.conv),  # type: ignore[attr-defined]
-        "dataloader_pin_memory": switch(recipe.argument("dataloader_pin_memory"), pinned, no_copy),
-        "non_blocking": switch(
-            bool(accelerator_config.get("non_blocking", False)),
-            non_blocking,
-            no_copy or "not pinned",
-        ),
-        "dataloader_num_workers": switch(
-            recipe.argument("dataloader_num_workers"), base.num_workers
-        ),
-        "gradient_accumulation_steps": switch(
-            recipe.argument("gradient_accumulation_steps"), args.gradient_accumulation_steps
-        ),
-        "torch_compile": switch(
-            bool(recipe.argument("torch_compile")), hasattr(trainer.model_wrapped, "_orig_mod")
-        ),
-        "optim": switch(_optimizer_name(recipe.argument("optim")), _optimizer_name(args.optim)),
-        "use_cpu": switch(bool(recipe.argument("use_cpu")), on_cpu, "no accelerator is visible"),
-        "world_size": switch(requested_processes(), args.world_size),
-    }
-
-
-def _optimizer_name(optim: Any) -> str:
-    return str(OptimizerNames(optim).value)
 
 
 def _as_it_is(batch: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,0 +1,166 @@
+"""What a checkpoint says of itself, before its weights are read: architecture and normalisation."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hfbench.arguments import suggest
+from hfbench.errors import ModelError
+from hfbench.preprocessing import Normalization
+
+if TYPE_CHECKING:
+    from hfbench.recipe import Recipe
+
+# Both name an interpolation; transformers by PIL's number, timm and torchvision by word.
+_PIL_INTERPOLATION = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
+# The size that a timm configuration states for testing would change what `pipeline` sees; only
+# these keys are kept.
+_TIMM_KEYS = (
+    "mean",
+    "std",
+    "interpolation",
+    "first_conv",
+    "classifier",
+    "pool_size",
+    "fixed_input_size",
+)
+
+
+def load_config(recipe: Recipe, path: str, revision: str | None) -> Any:
+    """Read a model's configuration, or know it without a checkpoint.
+
+    Args:
+        recipe: Says whether the weights will be fresh.
+        path: Folder or name on the Hub.
+        revision: On the Hub.
+
+    Raises:
+        ModelError: If timm does not know the name, or the normalisation is not given.
+    """
+    from transformers import AutoConfig
+
+    if not recipe.model.pretrained and not Path(path).exists():
+        if path.startswith("timm/"):
+            return _known_timm_config(path.removeprefix("timm/"))
+        if path in _known_configs():
+            return _known_configs()[path]()
+    config = AutoConfig.from_pretrained(path, revision=revision, **_read_model_args(path))
+    if config.model_type == "timm_wrapper" and not getattr(config, "pretrained_cfg", None):
+        raise ModelError(
+            f"model {path}: config.json has no pretrained_cfg, so mean and deviation are unknown."
+        )
+    return config
+
+
+def _known_configs() -> dict[str, Any]:
+    """Return architectures known without a checkpoint; ViTConfig's defaults are ViT-B/16."""
+    from transformers import ViTConfig
+
+    return {"google/vit-base-patch16-224-in21k": ViTConfig}
+
+
+def _read_model_args(path: str) -> dict[str, Any]:
+    """Drop `model_args.num_classes`, written by timm's `save_for_hf`, else passed twice."""
+    file = Path(path) / "config.json"
+    content = json.loads(file.read_text()) if file.is_file() else {}
+    arguments = content.get("model_args") if isinstance(content, dict) else None
+    if not isinstance(arguments, dict) or "num_classes" not in arguments:
+        return {}
+    return {
+        "model_args": {key: value for key, value in arguments.items() if key != "num_classes"}
+        or None
+    }
+
+
+def _known_timm_config(name: str) -> Any:
+    import timm
+    from transformers import TimmWrapperConfig
+
+    known = timm.get_pretrained_cfg(name)
+    if known is None:
+        near = suggest(name, timm.list_pretrained()) or "."
+        raise ModelError(f"model.name_or_path: timm {timm.__version__} does not know {name}{near}")
+    settings = {key: value for key, value in known.to_dict().items() if value is not None}
+    config = TimmWrapperConfig(architecture=name.partition(".")[0])
+    config.pretrained_cfg = settings  # an extra key, as in timm's own files
+    return config
+
+
+def read_normalization(
+    recipe: Recipe, config: Any, path: str, revision: str | None
+) -> Normalization:
+    """Read interpolation, mean and deviation from where the checkpoint's library keeps them."""
+    size = recipe.preprocessing.image_size
+    if config.model_type == "timm_wrapper":
+        from timm.data import resolve_data_config
+
+        resolved = resolve_data_config(config.pretrained_cfg, verbose=False)
+        found = Normalization(
+            size,
+            resolved["interpolation"] if resolved["interpolation"] != "random" else "bicubic",
+            tuple(resolved["mean"]),
+            tuple(resolved["std"]),
+        )
+        config.pretrained_cfg = _plain_resize(config.pretrained_cfg, found)
+        return found
+    processor = _load_processor(recipe, config, path, revision)
+    try:
+        interpolation = _PIL_INTERPOLATION[int(processor.resample)]
+        return Normalization(
+            size, interpolation, tuple(processor.image_mean), tuple(processor.image_std)
+        )
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"model {recipe.model.name_or_path}: its image processor is not supported: {error}"
+        ) from None
+
+
+def _plain_resize(pretrained_cfg: dict[str, Any], normalization: Normalization) -> dict[str, Any]:
+    """Make a timm configuration say what training does, for those who use timm itself."""
+    kept = {key: pretrained_cfg[key] for key in _TIMM_KEYS if key in pretrained_cfg}
+    return kept | {
+        "input_size": [3, normalization.image_size, normalization.image_size],
+        "interpolation": normalization.interpolation,
+        "mean": list(normalization.mean),
+        "std": list(normalization.std),
+        "crop_pct": 1.0,
+        "crop_mode": "squash",
+    }
+
+
+def build_image_processor(normalization: Normalization) -> Any:
+    """Build the processor that is saved: resize, rescale, normalise, and nothing else.
+
+    One class for every model, a timm model too: timm's own resizes with PIL, which differs from
+    torchvision, on which training relies, by up to two grey levels (in 0.1 % of the pixels at 32 to
+    224 bicubic, 7 % at 32 to 112 bilinear).
+    """
+    from transformers import ViTImageProcessor
+
+    size = normalization.image_size
+    numbers = {word: number for number, word in _PIL_INTERPOLATION.items()}
+    return ViTImageProcessor(
+        size={"height": size, "width": size},
+        resample=numbers[normalization.interpolation],
+        image_mean=list(normalization.mean),
+        image_std=list(normalization.std),
+    )
+
+
+def _load_processor(recipe: Recipe, config: Any, path: str, revision: str | None) -> Any:
+    from transformers import AutoImageProcessor, ViTImageProcessor
+
+    local = Path(path).exists()
+    has_file = (Path(path) / "preprocessor_config.json").is_file()
+    if not recipe.model.pretrained and not has_file and (local or path in _known_configs()):
+        return (
+            ViTImageProcessor()
+        )  # fresh weights need no normalisation of their own; ViT's is 0.5 and 0.5
+    if local and not has_file:
+        raise ModelError(
+            f"model.name_or_path: {path} holds no preprocessor_config.json; save the image "
+            f"processor there."
+        )
+    return AutoImageProcessor.from_pretrained(path, revision=revision)
