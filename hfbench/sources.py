@@ -1,7 +1,7 @@
 """From a recipe's data set to `ImageSplit`, whatever it is stored as.
 
-The Hub, a folder in the Hub's parquet layout, `save_to_disk`, imagefolder, CIFAR's own archives, and
-two that need no file: scikit-learn's digits and synthetic noise.
+The Hub, a folder in the Hub's parquet layout, `save_to_disk`, imagefolder, CIFAR's own archives,
+and two that need no file: scikit-learn's digits and synthetic noise.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def load_splits(
     return train, test
 
 
-def _open(dataset: DatasetSection, image_size: int, interpolation: str) -> _Source:
+def _open(dataset: DatasetSection, image_size: int, interpolation: str) -> Source:
     if dataset.name_or_path == "digits":
         return _Digits(dataset)
     if dataset.name_or_path == "synthetic":
@@ -83,12 +83,13 @@ def _open(dataset: DatasetSection, image_size: int, interpolation: str) -> _Sour
 
 
 @dataclass
-class _Source:
+class Source:
     """One data set; subclasses read a split of it."""
 
     dataset: DatasetSection
 
     def read(self, split: str, count: int | None) -> ImageSplit:
+        """Read a split, or a class-balanced subset of `count` images."""
         raise NotImplementedError
 
     def check(self, splits: Sequence[str], columns: Sequence[str]) -> None:
@@ -114,7 +115,7 @@ class _Source:
             raise DataError.from_problems(name, problems)
 
 
-class _Digits(_Source):
+class _Digits(Source):
     """scikit-learn's 1,797 digits, 8 x 8 grey: a fixed, stratified fifth is the test split."""
 
     def read(self, split: str, count: int | None) -> ImageSplit:
@@ -137,7 +138,7 @@ class _Digits(_Source):
         )
 
 
-class _Synthetic(_Source):
+class _Synthetic(Source):
     """Uniform noise with balanced labels, CIFAR's size: good for throughput only."""
 
     def read(self, split: str, count: int | None) -> ImageSplit:
@@ -151,7 +152,7 @@ class _Synthetic(_Source):
         return ImageSplit(images, index % classes, [str(n) for n in range(classes)], index)
 
 
-class _Archive(_Source):
+class _Archive(Source):
     def read(self, split: str, count: int | None) -> ImageSplit:
         path = Path(self.dataset.name_or_path).expanduser()
         content = read_split(path, split, self.dataset.label_column)
@@ -164,7 +165,7 @@ class _Archive(_Source):
         return whole.subset(count, self.dataset.subset_seed)
 
 
-class _Table(_Source):
+class _Table(Source):
     """Anything that `datasets` reads."""
 
     def __init__(self, dataset: DatasetSection, image_size: int, interpolation: str) -> None:

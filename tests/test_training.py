@@ -582,6 +582,8 @@ def test_workers_do_not_change_the_model(vit: Path, tmp_path: Path) -> None:
         recipe = tiny_recipe(vit, pretrained=True, preprocessing=preprocessing, **arguments)
         trainer = make_trainer(recipe, tmp_path)
         trainer.train()
+        # Left to the garbage collector, torch waits 5 s for each persistent worker.
+        trainer.train_loader.base_dataloader._iterator = None
         return weights(trainer)
 
     persistent = train(dataloader_num_workers=2, dataloader_persistent_workers=True)
