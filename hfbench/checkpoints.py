@@ -28,6 +28,12 @@ _TIMM_KEYS = (
 )
 
 
+def is_known_without_checkpoint(recipe: Recipe) -> bool:
+    """Tell whether a model of fresh weights can be built without the Hub."""
+    name = recipe.model.name_or_path
+    return not recipe.model.pretrained and (name.startswith("timm/") or name in _known_configs())
+
+
 def load_config(recipe: Recipe, path: str, revision: str | None) -> Any:
     """Read a model's configuration, or know it without a checkpoint.
 
@@ -41,11 +47,10 @@ def load_config(recipe: Recipe, path: str, revision: str | None) -> Any:
     """
     from transformers import AutoConfig
 
-    if not recipe.model.pretrained and not Path(path).exists():
+    if is_known_without_checkpoint(recipe) and not Path(path).exists():
         if path.startswith("timm/"):
             return _known_timm_config(path.removeprefix("timm/"))
-        if path in _known_configs():
-            return _known_configs()[path]()
+        return _known_configs()[path]()
     config = AutoConfig.from_pretrained(path, revision=revision, **_read_model_args(path))
     if config.model_type == "timm_wrapper" and not getattr(config, "pretrained_cfg", None):
         raise ModelError(
@@ -155,9 +160,8 @@ def _load_processor(recipe: Recipe, config: Any, path: str, revision: str | None
     local = Path(path).exists()
     has_file = (Path(path) / "preprocessor_config.json").is_file()
     if not recipe.model.pretrained and not has_file and (local or path in _known_configs()):
-        return (
-            ViTImageProcessor()
-        )  # fresh weights need no normalisation of their own; ViT's is 0.5 and 0.5
+        # Fresh weights have no normalisation of their own; ViT's, 0.5 and 0.5, is the family's.
+        return ViTImageProcessor()
     if local and not has_file:
         raise ModelError(
             f"model.name_or_path: {path} holds no preprocessor_config.json; save the image "

@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import EvalPrediction, PreTrainedModel, TrainingArguments, set_seed
+from transformers.integrations import TensorBoardCallback
 
 from hfbench import hub, metrics, plots
 from hfbench.callbacks import LogFile, StopOnSignal
+from hfbench.checkpoints import is_known_without_checkpoint
 from hfbench.clock import Clock
 from hfbench.connection import use_cache_if_unreachable
 from hfbench.data import ImageBatches, ImageSplit
@@ -169,13 +171,10 @@ def _load_data(recipe: Recipe) -> tuple[ModelSource, ImageSplit, ImageSplit]:
 
 
 def _needs_hub(recipe: Recipe) -> bool:
-    def elsewhere(name: str) -> bool:
-        return not Path(name).expanduser().exists()
-
     data = recipe.dataset.name_or_path
-    return elsewhere(recipe.model.name_or_path) or (
-        data not in EMBEDDED_DATASETS and elsewhere(data)
-    )
+    local_data = data in EMBEDDED_DATASETS or Path(data).expanduser().exists()
+    local_model = Path(recipe.model.name_or_path).expanduser().exists()
+    return not local_data or not (local_model or is_known_without_checkpoint(recipe))
 
 
 def _build(
@@ -216,7 +215,9 @@ def _prepare_folder(folder: Path, trainer: BenchTrainer, clock: Clock) -> Path |
     """Point the trainer to the run's folder; return the checkpoint to go on from, if any."""
     trainer.args.output_dir = str(folder / "checkpoints")
     trainer.add_callback(LogFile(folder / "log.jsonl"))
-    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(folder / "tensorboard"))
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
+            callback.logging_dir = str(folder / "tensorboard")  # beside checkpoints/, to be kept
     checkpoint = newest_checkpoint(folder)
     if checkpoint:
         clock.resume(json.loads((checkpoint / CLOCK_FILE).read_text()))

@@ -27,7 +27,6 @@ from transformers import (
     set_seed,
 )
 
-from hfbench.data import load_splits
 from hfbench.errors import HubError, ModelError
 from hfbench.models import (
     ModelSource,
@@ -39,6 +38,7 @@ from hfbench.models import (
 from hfbench.preprocessing import Normalization, Preprocessing
 from hfbench.recipe import Recipe
 from hfbench.runner import run_recipe
+from hfbench.sources import load_splits
 from tests.hub_content import write_timm_checkpoint, write_vit_checkpoint
 from tests.test_training import TIMM, TIMM_VIT, tiny_recipe, vit_config, write_model
 
@@ -150,12 +150,13 @@ def test_timm_normalisation_comes_from_its_own_configuration() -> None:
 
 
 def test_unknown_timm_name_suggests_a_near_one() -> None:
-    with pytest.raises(ModelError, match=r"timm \S+ does not know resnet10; did you mean resnet"):
-        open_model(tiny_recipe("timm/resnet10"))
+    expected = r"timm \S+ does not know resnet10tt\.c3_in1k; did you mean resnet10t\.c3_in1k\?"
+    with pytest.raises(ModelError, match=expected):
+        open_model(tiny_recipe("timm/resnet10tt.c3_in1k"))
 
 
 def test_unknown_timm_tag_is_no_matter_of_the_network() -> None:
-    with pytest.raises(ModelError, match=r"does not know resnet10t\.c9_in1k"):
+    with pytest.raises(ModelError, match=r"resnet10t\.c9_in1k"):
         open_model(tiny_recipe("timm/resnet10t.c9_in1k"))
 
 
@@ -332,7 +333,8 @@ def test_folder_without_image_processor_is_refused(vit: Path) -> None:
 
 def test_timm_folder_without_normalisation_is_refused(tmp_path: Path) -> None:
     write_timm_checkpoint(tmp_path / "timm")
-    edit_json(tmp_path / "timm" / "config.json", pretrained_cfg=None)
+    config = tmp_path / "timm" / "config.json"
+    edit_json(config, pretrained_cfg=None, model_type="timm_wrapper")
     with pytest.raises(ModelError, match="no pretrained_cfg, so mean and deviation are unknown"):
         open_model(tiny_recipe(tmp_path / "timm", pretrained=True))
 
@@ -402,9 +404,9 @@ def test_size_smaller_than_a_patch_is_refused(tmp_path: Path) -> None:
 
 
 def test_size_that_a_model_cannot_take_is_refused(tmp_path: Path) -> None:
-    write_timm_checkpoint(tmp_path / "timm", "test_vit", image_size=160)
+    write_timm_checkpoint(tmp_path / "timm", "test_vit3", image_size=160)
     recipe = tiny_recipe(tmp_path / "timm", pretrained=True, preprocessing={"image_size": 64})
-    with pytest.raises(ModelError, match=r"64"):
+    with pytest.raises(ModelError, match=r"timm does not take RGB images of 64 x 64: .*160"):
         load(recipe)
 
 
@@ -446,6 +448,23 @@ def test_processor_without_a_known_interpolation_is_refused(
     file.write_text(json.dumps(content), "utf-8")
     with pytest.raises(ModelError, match="its image processor is not supported"):
         open_model(tiny_recipe(vit, pretrained=True))
+
+
+@pytest.mark.parametrize("model", ["vit", "timm"])
+def test_saved_processor_gives_the_pixels_of_training(
+    model: str, vit: Path, tmp_path: Path
+) -> None:
+    # transformers reads a timm model's processor from config.json if the folder is on disk.
+    if model == "vit":
+        recipe = tiny_recipe(vit, pretrained=True)
+    else:
+        recipe = tiny_recipe("timm/resnet10t.c3_in1k")
+    classifier, _, source = load(recipe)
+    save_model(classifier, source.image_processor, tmp_path / "saved")
+    preprocessing = Preprocessing(source.normalization, [], 0)
+    train, _ = load_splits(recipe.dataset, 32, "bilinear")
+    saved = AutoImageProcessor.from_pretrained(tmp_path / "saved")
+    check_image_processor(saved, preprocessing, train.images)
 
 
 # A finished run's model

@@ -24,19 +24,20 @@ from transformers import (
 )
 
 from hfbench.clock import Clock
-from hfbench.data import ImageBatches, load_splits
+from hfbench.data import ImageBatches
 from hfbench.errors import DeviceError, RecipeError
 from hfbench.models import load_model, open_model
 from hfbench.preprocessing import Preprocessing
 from hfbench.recipe import Recipe, check_recipe
 from hfbench.runner import run_recipe
+from hfbench.sources import load_splits
+from hfbench.switches import observe_switches
 from hfbench.training import (
     BenchTrainer,
     EpochSampler,
     build_trainer,
     build_training_arguments,
     cross_entropy_loss,
-    observe_switches,
     set_tf32,
 )
 

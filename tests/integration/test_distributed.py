@@ -1,0 +1,125 @@
+"""Two processes on CPUs, started by either launcher, are one run."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.hub_content import write_vit_checkpoint
+from tests.integration.commands import (
+    Done,
+    WarmCommand,
+    find_free_port,
+    only_run,
+    read_result,
+    run_fresh,
+)
+
+# ViT has no batch norm, so that two processes train on what one would with batches twice as large. 101 test images do not
+# divide by anything. AdamW would turn rounding into steps of a fixed size where a gradient is almost zero; SGD does not.
+DATA = (
+    "dataset.max_train_samples=64",
+    "dataset.max_eval_samples=101",
+    "preprocessing.augmentation=[]",
+    "training_args.num_train_epochs=2",
+    "training_args.per_device_eval_batch_size=8",
+    "training_args.optim=sgd",
+    "training_args.learning_rate=0.1",
+    "training_args.logging_steps=1",
+)
+
+
+def accelerate(*options: str) -> list[str]:
+    """Return what comes before ``recipe`` when accelerate launches hfbench."""
+    launch = [sys.executable, "-m", "accelerate.commands.launch", *options]
+    port = ["--main_process_port", str(find_free_port())]
+    return [*launch, *port, "--num_machines", "1", "--dynamo_backend", "no", "-m", "hfbench"]
+
+
+def torchrun() -> list[str]:
+    """Return what comes before ``recipe`` when torch launches hfbench."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    return [*launch, "--master_port", str(find_free_port()), "-m", "hfbench"]
+
+
+def run_recipe(command: Sequence[str], model: Path, folder: Path, *overrides: str) -> Done:
+    """Run the recipe of this file by some command."""
+    model_overrides = [f"model.name_or_path={model}", "model.pretrained=true"]
+    arguments = ["recipe", "quickstart_untuned", *DATA, *model_overrides, *overrides]
+    return run_fresh(arguments, folder, command=command)
+
+
+@pytest.fixture(scope="module")
+def vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a tiny ViT for 32 x 32 images."""
+    folder = tmp_path_factory.mktemp("vit")
+    write_vit_checkpoint(folder, image_size=32, patch_size=8)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(warm: WarmCommand, vit: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run in one process with batches of 8; return the run's folder."""
+    folder = tmp_path_factory.mktemp("alone")
+    batch = "training_args.per_device_train_batch_size=8"
+    arguments = ["recipe", "quickstart_untuned", *DATA, batch]
+    arguments += [f"model.name_or_path={vit}", "model.pretrained=true"]
+    warm.run(arguments, folder).check()
+    return only_run(folder / "runs")
+
+
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        lambda: accelerate("--multi_gpu", "--num_processes", "2", "--mixed_precision", "no"),
+        pytest.param(torchrun, marks=pytest.mark.slow),
+    ],
+    ids=["accelerate", "torchrun"],
+)
+def test_two_processes_train_like_one_with_twice_the_batch(
+    launcher: object, vit: Path, alone: Path, tmp_path: Path
+) -> None:
+    assert callable(launcher)
+    batch = "training_args.per_device_train_batch_size=4"
+    done = run_recipe(launcher(), vit, tmp_path, batch).check()
+    assert done.stdout.count("Everything is in") == 1
+    assert "Measured in 2 processes" in done.stdout
+    run = only_run(tmp_path / "runs")
+    ours, theirs = read_result(run), read_result(alone)
+    assert ours["training"]["world_size"] == 2
+    assert ours["switches"]["world_size"] == {"requested": 2, "applied": 2, "reason": None}
+    for name in ("effective_batch_size", "optimizer_steps", "epochs"):
+        assert ours["training"][name] == theirs["training"][name], name
+    assert ours["training"]["effective_batch_size"] == 8
+    # The order of the training images does not depend on the number of processes, so each step sees the same eight.
+    for split in ("test", "train"):
+        loss, expected = (result["metrics"][split]["loss"] for result in (ours, theirs))
+        assert loss == pytest.approx(expected, abs=1e-4)
+    assert theirs["metrics"]["train"]["loss"] < 2.2  # it learned; untrained it is 2.3
+    with np.load(run / "predictions.npz") as two, np.load(alone / "predictions.npz") as one:
+        assert len(two["index"]) == len(set(two["index"])) == 101
+        assert np.array_equal(two["index"], one["index"])
+        assert np.array_equal(two["label"], one["label"])
+        assert np.allclose(two["probability"], one["probability"], atol=1e-4)
+
+
+def test_processes_that_the_launcher_did_not_start_are_an_error(vit: Path, tmp_path: Path) -> None:
+    command = accelerate("--cpu", "--num_processes", "2", "--mixed_precision", "no")
+    done = run_recipe(command, vit, tmp_path)
+    assert done.exit_code != 0
+    (message,) = (line for line in done.stderr.splitlines() if line.startswith("Error: "))
+    assert "asked for 2 processes, but training would run in 1" in message
+    assert "accelerate launch --multi_gpu --num_processes 2" in message
+    assert not (tmp_path / "runs").exists()
+
+
+def test_mistake_under_a_launcher_is_said_once(vit: Path, tmp_path: Path) -> None:
+    done = run_recipe(torchrun(), vit, tmp_path, "training_args.learning_ratee=1")
+    assert done.exit_code != 0
+    said = [line for line in done.stderr.splitlines() if "did you mean learning_rate?" in line]
+    assert len(said) == 1
+    assert not (tmp_path / "runs").exists()
