@@ -44,7 +44,9 @@ def find_earlier_run(recipe: Recipe, root: Path, *, resume: bool, rerun: bool) -
             logger.info(f"Already finished: {finished[-1].folder}; run it again with --rerun.")
             choice = [finished[-1]]
         elif unfinished and resume:
-            logger.info(f"Going on with {unfinished[-1].folder}.")
+            folder = unfinished[-1].folder
+            bare = "" if newest_checkpoint(folder) else " from the start: it has no checkpoint yet"
+            logger.info(f"Going on with {folder}{bare}.")
             choice = [unfinished[-1]]
         elif unfinished:
             logger.info(f"Starting anew; --resume would go on with {unfinished[-1].folder}.")

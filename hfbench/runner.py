@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,11 +88,12 @@ def run_recipe(
         folder = earlier.folder if earlier else make_folder(recipe, root)
         checkpoint = _prepare_folder(folder, trainer, clock)
 
-    train_loss = _train(trainer, clock, stop, checkpoint, folder)
-
-    start = time.perf_counter()
-    found, logits = _evaluate(recipe, trainer, inputs)
-    evaluated = time.perf_counter()
+    with _resumable(folder, stop, trainer):
+        train_loss = _train(trainer, clock, stop, checkpoint)
+    with _resumable(folder, stop, trainer):
+        start = time.perf_counter()
+        found, logits = _evaluate(recipe, trainer, inputs)
+        evaluated = time.perf_counter()
     if args.should_save:
         _save(trainer, inputs, logits, recipe, folder)
         result = record(
@@ -224,23 +227,32 @@ def _prepare_folder(folder: Path, trainer: BenchTrainer, clock: Clock) -> Path |
     return checkpoint
 
 
+@contextmanager
+def _resumable(folder: Path, stop: StopOnSignal, trainer: BenchTrainer) -> Iterator[None]:
+    """Turn Ctrl-C, also one caught by `StopOnSignal`, into an error that says how to go on."""
+    interrupted = False
+    try:
+        yield
+    except KeyboardInterrupt:
+        interrupted = True
+    if interrupted or (stop.stopped and trainer.state.global_step < trainer.state.max_steps):
+        raise Interrupted(
+            f"Stopped; what was done is in {folder}. Go on with the same command and --resume."
+        )
+
+
 def _train(
-    trainer: BenchTrainer, clock: Clock, stop: StopOnSignal, checkpoint: Path | None, folder: Path
+    trainer: BenchTrainer, clock: Clock, stop: StopOnSignal, checkpoint: Path | None
 ) -> float | None:
     """Train; the only call of `Trainer.train`.
 
     Returns:
         The mean training loss, ``None`` if it is not finite.
     """
-    stopped = Interrupted(
-        f"Stopped; what was done is in {folder}. Go on with the same command and --resume."
-    )
     clock.start()
     try:
         with stop.listen(single_process=trainer.args.world_size == 1):
             output = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    except KeyboardInterrupt:
-        raise stopped from None
     except torch.OutOfMemoryError as error:
         size = trainer.args.per_device_train_batch_size
         raise DeviceError(
@@ -249,8 +261,6 @@ def _train(
             "keep the effective batch."
         ) from error
     clock.stop(trainer.args.device)
-    if stop.stopped and trainer.state.global_step < trainer.state.max_steps:
-        raise stopped
     return output.training_loss if np.isfinite(output.training_loss) else None
 
 
