@@ -43,7 +43,11 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Import a public name from its module on first use (PEP 562)."""
     if name == "__version__":
-        return import_module("importlib.metadata").version("hfbench")
+        metadata = import_module("importlib.metadata")
+        try:
+            return metadata.version("hfbench")
+        except metadata.PackageNotFoundError:  # run from a checkout that is not installed
+            return "0+unknown"
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

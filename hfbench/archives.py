@@ -12,7 +12,6 @@ import io
 import pickle
 import tarfile
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ import numpy as np
 
 from hfbench.errors import DataError
 
+_TAR_ENDINGS = (".tar", ".tar.gz", ".tgz", ".gz")
 _SHAPE = (3, 32, 32)  # channels first, row-major, as the author describes
 
 
@@ -63,139 +63,145 @@ class ArchiveSplit:
     label_names: list[str]
 
 
-def find_archive(path: Path) -> tuple[_Layout, Callable[[str], bytes], str] | None:
+@dataclass(frozen=True)
+class Archive:
+    """One of CIFAR's archives, its files found but not yet interpreted.
+
+    Attributes:
+        name: For messages.
+        files: Content of each member by name, or where it lies.
+    """
+
+    name: str
+    layout: _Layout
+    files: dict[str, bytes | Path]
+
+    @property
+    def splits(self) -> list[str]:
+        """Names of its splits."""
+        return list(self.layout.splits)
+
+    @property
+    def label_columns(self) -> list[str]:
+        """Names of its labels, as the Hub's copies have them."""
+        return [key.removesuffix("s") for key in self.layout.labels]
+
+    def read_split(self, split: str, label_column: str) -> ArchiveSplit:
+        """Read one split.
+
+        Args:
+            split: One of `splits`.
+            label_column: One of `label_columns`.
+
+        Raises:
+            DataError: If a file is missing, damaged, or not what the author publishes.
+        """
+        key = f"{label_column}s"
+        batches = [self._load_batch(member, key) for member in self.layout.splits[split]]
+        meta = _unpickle(self._read(self.layout.meta), f"{self.name}: {self.layout.meta}")
+        names = meta.get(self.layout.labels[key])
+        if not isinstance(names, list) or not names:
+            raise DataError(f"{self.name}: {self.layout.meta} holds no {self.layout.labels[key]}.")
+        labels = np.concatenate([labels for _, labels in batches])
+        if labels.size and not 0 <= labels.min() <= labels.max() < len(names):
+            raise DataError(
+                f"{self.name}: labels run from {labels.min()} to {labels.max()}, but there are "
+                f"{len(names)} classes."
+            )
+        images = np.concatenate([images for images, _ in batches])
+        return ArchiveSplit(images, labels, [str(_text(name)) for name in names])
+
+    def _load_batch(self, member: str, key: str) -> tuple[np.ndarray, np.ndarray]:
+        where = f"{self.name}: {member}"
+        content = _unpickle(self._read(member), where)
+        for needed in ("data", key):
+            if needed not in content:
+                raise DataError(f'{where} holds no "{needed}"; it holds {_and(content)}.')
+        data = _as_array(content["data"], where)
+        if data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != int(np.prod(_SHAPE)):
+            raise DataError(
+                f"{where}: expected uint8 images as rows of 3072, found {data.dtype} of shape "
+                f"{data.shape}."
+            )
+        labels = _as_array(content[key], where)
+        if labels.dtype.kind not in "iu":
+            raise DataError(f"{where}: expected whole numbers as {key}, found {labels.dtype}.")
+        if labels.shape != (len(data),):
+            raise DataError(f"{where} holds {len(data)} images, but {labels.size} labels.")
+        return data.reshape(-1, *_SHAPE), labels.astype(np.int64)
+
+    def _read(self, member: str) -> bytes:
+        content = self.files.get(member)
+        if content is None:
+            raise DataError(f"{self.name} holds no {member}; download it again.")
+        try:
+            return content if isinstance(content, bytes) else content.read_bytes()
+        except OSError as error:
+            raise DataError(f"{self.name}: {member} cannot be read: {error}") from None
+
+
+def find_archive(path: Path) -> Archive | None:
     """Recognise an archive, extracted or not.
 
     Args:
         path: A tar file, the folder extracted from it, or a folder that holds either.
 
     Returns:
-        Its layout, a function from a member's name to its bytes, and a name for messages; ``None``
-        if it is none.
+        The archive, a tar file's members read already; ``None`` if it is no archive.
 
     Raises:
-        DataError: If it is a tar file, but none of CIFAR's.
+        DataError: If it is a file, but none of CIFAR's archives, or a damaged one.
     """
     if path.is_file():
         return _open_tar(path)
     for layout in LAYOUTS.values():
         for folder in (path, path / layout.folder):
-            if (folder / layout.meta).is_file() and any(
-                (folder / n).is_file() for n in layout.splits["test"]
-            ):
-                return layout, _folder_reader(folder), str(folder)
+            tests = [folder / name for name in layout.splits["test"]]
+            if (folder / layout.meta).is_file() and any(file.is_file() for file in tests):
+                members = {file.name: file for file in folder.iterdir() if file.is_file()}
+                return Archive(str(folder), layout, dict(members))
     for name in ("cifar-10-python.tar.gz", "cifar-100-python.tar.gz"):
         if (path / name).is_file():
             return _open_tar(path / name)
     return None
 
 
-def read_split(path: Path, split: str, label_column: str) -> ArchiveSplit:
-    """Read one split.
-
-    Args:
-        path: As in `find_archive`, which must have recognised it.
-        split: ``train`` or ``test``.
-        label_column: ``label`` for CIFAR-10, ``fine_label`` or ``coarse_label`` for CIFAR-100 (the
-            Hub's names).
-
-    Raises:
-        DataError: If the split or column does not exist, or a file is damaged or not what the
-            author publishes.
-    """
-    found = find_archive(path)
-    if found is None:
-        raise DataError(f"{path} is not one of CIFAR's archives.")
-    layout, read, name = found
-    if split not in layout.splits:
-        raise DataError(f'"{split}" is not a split of {name}; it has {_and(layout.splits)}.')
-    key = label_column if label_column in layout.labels else f"{label_column}s"
-    if key not in layout.labels:
-        columns = [label.removesuffix("s") for label in layout.labels]
+def _open_tar(path: Path) -> Archive:
+    if not path.name.endswith(_TAR_ENDINGS):
         raise DataError(
-            f'"{label_column}" is not a label of {name}; it has {_and(columns)}. '
-            f"Set dataset.label_column={columns[0]}"
+            f"{path} is a file; expected a folder, or CIFAR's own cifar-10-python.tar.gz."
         )
-    batches = [_load_batch(read, member, key, name) for member in layout.splits[split]]
-    names = _unpickle(read(layout.meta), f"{name}: {layout.meta}").get(layout.labels[key])
-    if not isinstance(names, list) or not names:
-        raise DataError(f"{name}: {layout.meta} holds no {layout.labels[key]}.")
-    labels = np.concatenate([labels for _, labels in batches])
-    if labels.size and not 0 <= labels.min() <= labels.max() < len(names):
-        raise DataError(
-            f"{name}: labels run from {labels.min()} to {labels.max()}, but there are {len(names)} "
-            f"classes."
-        )
-    return ArchiveSplit(
-        np.concatenate([images for images, _ in batches]), labels, [str(_text(n)) for n in names]
-    )
-
-
-def _load_batch(
-    read: Callable[[str], bytes], member: str, key: str, name: str
-) -> tuple[np.ndarray, np.ndarray]:
-    where = f"{name}: {member}"
-    content = _unpickle(read(member), where)
-    for needed in ("data", key):
-        if needed not in content:
-            raise DataError(f'{where} holds no "{needed}"; it holds {_and(content)}.')
-    data = _as_array(content["data"], where)
-    if data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != int(np.prod(_SHAPE)):
-        raise DataError(
-            f"{where}: expected uint8 images as rows of 3072, found {data.dtype} of shape "
-            f"{data.shape}."
-        )
-    labels = np.asarray(_as_array(content[key], where), dtype=np.int64)
-    if labels.shape != (len(data),):
-        raise DataError(f"{where} holds {len(data)} images, but {labels.size} labels.")
-    return data.reshape(-1, *_SHAPE), labels
-
-
-def _open_tar(path: Path) -> tuple[_Layout, Callable[[str], bytes], str]:
+    wanted = {
+        member
+        for layout in LAYOUTS.values()
+        for member in (layout.meta, *(name for names in layout.splits.values() for name in names))
+    }
+    files: dict[str, bytes | Path] = {}
+    others = []
     try:
         with tarfile.open(path) as archive:
-            files = {Path(member.name).name for member in archive if member.isfile()}
+            for member in archive:
+                name = Path(member.name).name
+                content = archive.extractfile(member) if member.isfile() else None
+                if content is not None and name in wanted:
+                    files[name] = content.read()
+                elif content is not None:
+                    others.append(name)
+            # To the end of the stream: gzip's checksum stands there, and tarfile stops before it.
+            while archive.fileobj is not None and archive.fileobj.read(2**20):
+                pass
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+        first = (str(error) or type(error).__name__).splitlines()[0]
         raise DataError(
-            f"{path} cannot be read as a tar archive: {error}. Download it again."
+            f"{path} cannot be read as a tar archive: {first}. Download it again."
         ) from None
     for layout in LAYOUTS.values():
-        if layout.meta in files and set(layout.splits["test"]) <= files:
-            return layout, _reader(lambda name: _read_member(path, name), path), str(path)
+        if layout.meta in files and set(layout.splits["test"]) <= set(files):
+            return Archive(str(path), layout, files)
     raise DataError(
         f"{path} is not one of CIFAR's archives: expected cifar-10-batches-py/ or "
-        f"cifar-100-python/ inside, found {_and(sorted(files)[:5]) or 'nothing'}."
+        f"cifar-100-python/ inside, found {_and([*files, *others][:5]) or 'nothing'}."
     )
-
-
-def _folder_reader(folder: Path) -> Callable[[str], bytes]:
-    return _reader(lambda name: (folder / name).read_bytes(), folder)
-
-
-def _reader(read: Callable[[str], bytes], place: Path) -> Callable[[str], bytes]:
-    """Give the errors of reading a member the member's name."""
-
-    def wrapped(name: str) -> bytes:
-        try:
-            return read(name)
-        except KeyError:
-            raise DataError(f"{place} holds no {name}; download it again.") from None
-        except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-            raise DataError(
-                f"{place}: {name} cannot be read: {error}. Download it again."
-            ) from None
-
-    return wrapped
-
-
-def _read_member(path: Path, name: str) -> bytes:
-    with tarfile.open(path) as archive:
-        for member in archive:
-            if member.isfile() and Path(member.name).name == name:
-                content = archive.extractfile(member)
-                if content is not None:
-                    return content.read()
-    raise KeyError(name)
 
 
 # --- unpickling without running anything ---
@@ -256,12 +262,19 @@ _ALLOWED: dict[tuple[str, str], Any] = {
 
 
 class _InertUnpickler(pickle.Unpickler):
+    """Unpickle with stand-ins only; each use of a function gets a fresh one.
+
+    A pickle can set attributes of what it was given: a function made for this one call is thrown
+    away afterwards, and the classes refuse through their `__setstate__`.
+    """
+
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _ALLOWED:
             raise pickle.UnpicklingError(
                 f"it asks to run {module}.{name}, which an image archive never needs"
             )
-        return _ALLOWED[(module, name)]
+        allowed = _ALLOWED[(module, name)]
+        return allowed if isinstance(allowed, type) else lambda *arguments: allowed(*arguments)
 
 
 def _unpickle(content: bytes, where: str) -> dict[str, Any]:

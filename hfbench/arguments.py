@@ -48,25 +48,26 @@ REMOVED = {
 }
 
 # Names that exist, but that a run of hfbench decides itself, with the reason or the way to say it.
+_UNSUPPORTED = "hfbench does not support it"
 OWNED = {
     "auto_find_batch_size": "a benchmark must keep its batch size; set per_device_train_batch_size",
     "bf16_full_eval": "it would change the saved weights; evaluation has training's precision",
     "batch_eval_metrics": "metrics are computed once, over the whole split",
-    "deepspeed": "not supported",
+    "deepspeed": _UNSUPPORTED,
     "do_eval": "the test split is always evaluated",
     "do_predict": "the test split is always evaluated",
     "do_train": "a run always trains",
     "eval_do_concat_batches": "metrics are computed once, over the whole split",
     "fp16_full_eval": "it would change the saved weights; evaluation has training's precision",
-    "fsdp": "not supported",
-    "fsdp_config": "not supported",
+    "fsdp": _UNSUPPORTED,
+    "fsdp_config": _UNSUPPORTED,
     "hub_token": 'a token would end up in files; log in with "hf auth login" or set HF_TOKEN',
     "include_for_metrics": "hfbench computes the metrics",
     "label_names": "hfbench builds the batches",
     "length_column_name": "images have no length",
     "local_rank": "the launcher sets it",
     "output_dir": "use --output-dir; a run goes into OUTPUT_DIR/<recipe name>/<run id>",
-    "parallelism_config": "not supported",
+    "parallelism_config": _UNSUPPORTED,
     "prediction_loss_only": "accuracy needs the predictions",
     "remove_unused_columns": "hfbench builds the batches",
     "resume_from_checkpoint": "use --resume",
@@ -94,13 +95,17 @@ _ABOVE_ZERO = (
     "save_steps",
     "dataloader_prefetch_factor",
 )
+_STEPS = ("eval_steps", "logging_steps", "save_steps")
 _METRICS = ("loss", "accuracy", "f1_macro", "f1_weighted", "top5_accuracy")
 _SEED_LIMIT = 2**32  # numpy's seeds are unsigned 32-bit integers
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
     """Return ``"; did you mean x?"`` for the nearest known name, or an empty string."""
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    names = list(known)
+    longer = sorted((other for other in names if other.startswith(name)), key=len)
+    near = longer[:1] if len(name) > 2 else []  # adamw means adamw_torch, not grokadamw
+    near = near or difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     return f"; did you mean {near[0]}?" if near else ""
 
 
@@ -133,7 +138,8 @@ def check_training_args(values: Mapping[str, Any]) -> list[str]:
     for name, value in values.items():
         where = f"training_args.{name}"
         if name in OWNED:
-            problems.append(f"{where}: hfbench sets this itself; {OWNED[name]}.")
+            itself = "" if OWNED[name] == _UNSUPPORTED else "hfbench sets this itself; "
+            problems.append(f"{where}: {itself}{OWNED[name]}.")
         elif name not in fields:
             gone = f"removed in transformers 5; {REMOVED[name]}." if name in REMOVED else None
             unknown = f"unknown{suggest(name, fields) or '; it is no name of TrainingArguments.'}"
@@ -155,11 +161,10 @@ def _type_problem(name: str, value: Any) -> str | None:
         )
         adapter.validate_python(value)
     except ValidationError:
-        found = f"{json.dumps(value)} is {_kind(value)}"
         fix = ""
-        if isinstance(value, str) and _looks_like_number(value):
+        if isinstance(value, str) and _is_json_number(value):
             fix = f"; write {value} without quotes"
-        return f"{found}, expected {_describe(hint)}{fix}."
+        return f"found {json.dumps(value)}, expected {_describe(hint)}{fix}."
     if isinstance(value, float) and not math.isfinite(value):
         return f"{value} is not a finite number."
     return None
@@ -199,6 +204,8 @@ def _range_problem(name: str, value: Any) -> str | None:
         return f"{value} is no number of steps; write -1 to train for num_train_epochs."
     if name == "label_smoothing_factor" and not 0 <= value < 1:
         return f"{value} is out of range; it must be at least 0 and below 1."
+    if name in _STEPS and value > 1 and value != int(value):
+        return f"{value} is no number of steps; a share of all steps is below 1."
     if name in ("adam_beta1", "adam_beta2") and not 0 <= value < 1:
         return f"{value} is out of range; it must be at least 0 and below 1."
     if name in ("seed", "data_seed") and not 0 <= value < _SEED_LIMIT:
@@ -238,6 +245,7 @@ def _contradictions(values: Mapping[str, Any]) -> list[str]:
         problems.append(
             'training_args: this lr_scheduler_type needs evaluations; set eval_strategy to "epoch".'
         )
+    problems += _unknown_trackers(values.get("report_to"))
     accelerator = values.get("accelerator_config")
     if isinstance(accelerator, Mapping):
         problems += _accelerator_config_problems(accelerator)
@@ -255,13 +263,28 @@ def _contradictions(values: Mapping[str, Any]) -> list[str]:
     return problems
 
 
+def _unknown_trackers(report_to: Any) -> list[str]:
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
+    known = ("none", "all", *INTEGRATION_TO_CALLBACK)
+    wanted = report_to if isinstance(report_to, list) else [report_to]
+    return [
+        f'training_args.report_to: "{name}" is no tracker'
+        f"{suggest(name, known) or '; it may be ' + ', '.join(known) + '.'}"
+        for name in wanted
+        if isinstance(name, str) and name not in known
+    ]
+
+
 def _accelerator_config_problems(values: Mapping[str, Any]) -> list[str]:
     from transformers.trainer_pt_utils import AcceleratorConfig
 
     known = [field.name for field in dataclasses.fields(AcceleratorConfig)]
     where = "training_args.accelerator_config"
     problems = [
-        f"{where}.{name}: unknown{suggest(name, known)}" for name in values if name not in known
+        f"{where}.{name}: unknown{suggest(name, known) or '; it may be ' + ', '.join(known) + '.'}"
+        for name in values
+        if name not in known
     ]
     problems += [
         f"{where}.{name}: {json.dumps(values[name])} is not true or false."
@@ -276,23 +299,19 @@ def _accelerator_config_problems(values: Mapping[str, Any]) -> list[str]:
     return problems
 
 
-def _looks_like_number(text: str) -> bool:
+def takes_text_only(name: str) -> bool:
+    """Tell whether a training argument takes text, but neither number nor truth value."""
+    hint = _type_hints().get(name)
+    options = typing.get_args(hint) or (hint,)
+    return str in options and not {int, float, bool} & set(options)
+
+
+def _is_json_number(text: str) -> bool:
     try:
-        float(text)
-    except ValueError:
+        value = json.loads(text, parse_constant=lambda constant: constant)
+    except (ValueError, RecursionError):
         return False
-    return True
-
-
-def _kind(value: Any) -> str:
-    names = {
-        bool: "true or false",
-        int: "a whole number",
-        float: "a number",
-        str: "text",
-        list: "a list",
-    }
-    return names.get(type(value), "an object" if isinstance(value, Mapping) else "null")
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _describe(hint: Any) -> str:

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from hfbench.recipe import Recipe
 
 # Both name an interpolation; transformers by PIL's number, timm and torchvision by word.
-_PIL_INTERPOLATION = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
+_PIL_INTERPOLATION = {0: "nearest", 2: "bilinear", 3: "bicubic"}
+_FALLBACK_INTERPOLATION = "bicubic"  # for lanczos, which torch has not, box and hamming
 # The size that a timm configuration states for testing would change what `pipeline` sees; only
 # these keys are kept.
 _TIMM_KEYS = (
@@ -104,7 +105,7 @@ def read_normalization(
         resolved = resolve_data_config(config.pretrained_cfg, verbose=False)
         found = Normalization(
             size,
-            resolved["interpolation"] if resolved["interpolation"] != "random" else "bicubic",
+            _supported(resolved["interpolation"]),
             tuple(resolved["mean"]),
             tuple(resolved["std"]),
         )
@@ -112,14 +113,20 @@ def read_normalization(
         return found
     processor = _load_processor(recipe, config, path, revision)
     try:
-        interpolation = _PIL_INTERPOLATION[int(processor.resample)]
+        interpolation = _supported(_PIL_INTERPOLATION.get(int(processor.resample)))
         return Normalization(
             size, interpolation, tuple(processor.image_mean), tuple(processor.image_std)
         )
-    except (AttributeError, KeyError, TypeError) as error:
+    except (AttributeError, TypeError, ValueError) as error:
         raise ModelError(
             f"model {recipe.model.name_or_path}: its image processor is not supported: {error}"
         ) from None
+
+
+def _supported(interpolation: str | None) -> str:
+    if interpolation in _PIL_INTERPOLATION.values():
+        return str(interpolation)
+    return _FALLBACK_INTERPOLATION
 
 
 def _plain_resize(pretrained_cfg: dict[str, Any], normalization: Normalization) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from hfbench.errors import DataError, HfbenchError, HubError, ModelError
 logger = logging.getLogger(__name__)
 
 _TIMEOUT_SECONDS = 5
+_switched_off = False  # whether it was hfbench, not the user, that switched the clients offline
 
 _OFFLINE_ADVICE = {
     "dataset": (
@@ -39,6 +40,8 @@ def use_cache_if_unreachable() -> None:
     if constants.HF_HUB_OFFLINE or _server_answers(constants.ENDPOINT):
         return
     logger.warning(f"{constants.ENDPOINT} does not answer; using only what is in the cache.")
+    global _switched_off
+    _switched_off = True
     os.environ["HF_HUB_OFFLINE"] = "1"
     constants.HF_HUB_OFFLINE = True
     if "datasets" in sys.modules:  # it copied the switch when it was imported
@@ -73,9 +76,12 @@ def explain_hub_failure(kind: str, name: str, error: BaseException) -> HfbenchEr
         "Timeout",
     }
     if offline:
+        why = f"the Hub ({constants.ENDPOINT}) is out of reach"
+        if constants.HF_HUB_OFFLINE and not _switched_off:
+            why = "HF_HUB_OFFLINE forbids to ask the Hub"
         return HubError(
-            f"{kind}.name_or_path: {not_here}, {name} is not in the cache, and the Hub "
-            f"({constants.ENDPOINT}) is out of reach. Offline works: {_OFFLINE_ADVICE[kind]}."
+            f"{kind}.name_or_path: {not_here}, {name} is not in the cache, and {why}. Offline "
+            f"works: {_OFFLINE_ADVICE[kind]}."
         )
     if kinds & {"RepositoryNotFoundError", "DatasetNotFoundError", "HFValidationError"}:
         return failure(
@@ -92,10 +98,10 @@ def _server_answers(endpoint: str) -> bool:
     proxy = urllib.request.getproxies().get(url.scheme)
     if proxy and not urllib.request.proxy_bypass(url.hostname or ""):
         url = urllib.parse.urlsplit(proxy if "//" in proxy else f"//{proxy}")
-    port = url.port or (443 if url.scheme == "https" else 80)
     try:
+        port = url.port or (443 if url.scheme == "https" else 80)
         socket.create_connection((url.hostname or "", port), timeout=_TIMEOUT_SECONDS).close()
-    except OSError:
+    except (OSError, ValueError):  # ValueError: an address whose port is no number
         return False
     return True
 

@@ -33,6 +33,11 @@ PACKAGES = (
 )
 
 
+# How a command line may name accelerate's command and its launcher.
+_ACCELERATE = ("accelerate", "accelerate.exe", "accelerate.commands.accelerate_cli")
+_ACCELERATE_LAUNCH = ("accelerate-launch", "accelerate.commands.launch")
+
+
 class Environment(BaseModel):
     """What a run ran on. Names no host, user or path, since it is published with a model."""
 
@@ -137,18 +142,9 @@ def check_machine(recipe: Recipe) -> list[str]:
 def _missing_trackers(report_to: object) -> list[str]:
     from transformers.integrations import get_available_reporting_integrations
 
-    wanted = (
-        [report_to]
-        if isinstance(report_to, str)
-        else report_to
-        if isinstance(report_to, list)
-        else []
-    )
-    missing = [
-        str(name)
-        for name in wanted
-        if name not in ("none", "all", *get_available_reporting_integrations())
-    ]
+    available = ("none", "all", *get_available_reporting_integrations())
+    wanted = report_to if isinstance(report_to, list) else [report_to or "none"]
+    missing = [str(name) for name in wanted if name not in available]
     return [
         f'training_args.report_to: "{name}" is not installed; install it (tensorboard and trackio '
         f"come with "
@@ -182,12 +178,9 @@ def _accelerate_launch_processes() -> int:
     except psutil.Error:
         return 1
     for position, word in enumerate(command[:-1]):
-        if (
-            Path(word).name in ("accelerate", "accelerate.exe")
-            and command[position + 1] == "launch"
-        ):
+        if Path(word).name in _ACCELERATE and command[position + 1] == "launch":
             return _parse_accelerate_launch(command[position + 2 :])
-        if Path(word).name in ("accelerate-launch", "accelerate.commands.launch"):
+        if Path(word).name in _ACCELERATE_LAUNCH:
             return _parse_accelerate_launch(command[position + 1 :])
     return 1
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfbench.errors import HubError
+from hfbench.recipe import local_path
 from hfbench.result import CONFUSION_FILE, CURVES_FILE, HubInfo, Result
 
 if TYPE_CHECKING:
@@ -136,7 +137,7 @@ def public_recipe(recipe: Recipe) -> Recipe:
     """Return a recipe whose local paths are cut to their last part, fit to be published."""
 
     def shorten(name: str) -> str:
-        path = Path(name).expanduser()
+        path = local_path(name)
         return path.resolve().name if path.exists() else name
 
     model = recipe.model.model_copy(update={"name_or_path": shorten(recipe.model.name_or_path)})
@@ -279,7 +280,7 @@ def _hardware(result: Result) -> list[str]:
 
 
 def _is_on_hub(name: str) -> bool:
-    return name not in _DATASETS_NOT_ON_HUB and not Path(name).expanduser().exists()
+    return name not in _DATASETS_NOT_ON_HUB and not local_path(name).exists()
 
 
 def _to_json(content: Any) -> bytes:

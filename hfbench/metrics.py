@@ -88,7 +88,8 @@ def score(logits: np.ndarray, labels: np.ndarray, label_names: Sequence[str]) ->
     found = _quiet(Accuracy).compute(predictions=predictions, references=labels)
     found |= _quiet(F1).compute(predictions=predictions, references=labels, num_classes=classes)
     if classes >= _TOP_K_FROM:
-        found |= _quiet(TopK).compute(predictions=logits, references=labels)
+        ranked = np.nan_to_num(logits.astype(np.float32))  # scikit-learn refuses a diverged model's
+        found |= _quiet(TopK).compute(predictions=ranked, references=labels)
     loss = torch.nn.functional.cross_entropy(scores, torch.from_numpy(labels).long()).item()
     return SplitMetrics(
         samples=len(labels),

@@ -17,6 +17,7 @@ from hfbench.checkpoints import build_image_processor, load_config, read_normali
 from hfbench.connection import explain_hub_failure
 from hfbench.errors import ModelError
 from hfbench.preprocessing import Normalization, Preprocessing
+from hfbench.recipe import local_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -55,7 +56,7 @@ def open_model(recipe: Recipe) -> ModelSource:
         HubError: If the Hub cannot be reached and the model is not in the cache.
     """
     name = recipe.model.name_or_path
-    local = Path(name).expanduser()
+    local = local_path(name)
     if local.exists() and not (local / "config.json").is_file():
         raise ModelError(
             f"model.name_or_path: {name} holds no config.json; give a folder written by "

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import typing
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pydantic import BaseModel
 
-from hfbench.arguments import suggest
+from hfbench.arguments import suggest, takes_text_only
 
 
 def apply_overrides(
@@ -34,7 +35,7 @@ def apply_overrides(
                 f"training_args.num_train_epochs=1."
             )
             continue
-        if problem := _unknown_path(keys, schema):
+        if problem := _unknown_path(keys, text, schema):
             problems.append(f'override "{override}": {problem}')
             continue
         target = content
@@ -42,32 +43,59 @@ def apply_overrides(
             if not isinstance(target.get(key), dict):
                 target[key] = {}
             target = target[key]
-        target[keys[-1]] = _parse_value(text)
+        value = _parse_value(text)
+        # A revision of digits is text, although it could be read as a number.
+        is_other = isinstance(value, bool | int | float) or value is None
+        target[keys[-1]] = text if is_other and _takes_text_only(keys, value, schema) else value
     return problems
 
 
-def _unknown_path(keys: Sequence[str], schema: type[BaseModel]) -> str | None:
+def _unknown_path(keys: Sequence[str], text: str, schema: type[BaseModel]) -> str | None:
     """Say why a dotted name cannot exist in a recipe; training arguments are checked later."""
-    fields: Mapping[str, Any] = schema.model_fields
+    fields = _fields(schema)
     for depth, key in enumerate(keys):
         if key not in fields:
             where = ".".join(keys[:depth]) or "a recipe"
             near = suggest(key, fields) or f"; it has {', '.join(fields)}."
             return f"{key} is unknown in {where}{near}"
         section = section_of(fields[key].annotation)
+        last = depth == len(keys) - 1
+        if key == "training_args":  # `check_training_args` knows its names
+            part = "set its parts, as in training_args.seed=…"
+            return f"training_args is a whole section; {part}" if last else None
         if section is None:
-            # A dictionary takes any key here; `check_training_args` knows its names.
-            whole = depth == len(keys) - 1 or key == "training_args"
-            return None if whole else f"{'.'.join(keys[: depth + 1])} has no parts."
-        fields = section.model_fields
+            return None if last else f"{'.'.join(keys[: depth + 1])} has no parts."
+        if last and text == "null" and type(None) in _options(fields[key]):
+            return None
+        fields = _fields(section)
     part = f"{keys[-1]}.{next(iter(fields))}"
     return f"{'.'.join(keys)} is a whole section; set its parts, as in {part}=…"
+
+
+def _takes_text_only(keys: Sequence[str], value: Any, schema: type[BaseModel]) -> bool:
+    """Tell whether a field takes text, but not this number, truth value or null."""
+    if keys[0] == "training_args":
+        return len(keys) == 2 and value is not None and takes_text_only(keys[1])
+    section: type[BaseModel] | None = schema
+    for key in keys[:-1]:
+        section = section_of(_fields(section)[key].annotation) if section else None
+    options = _options(_fields(section)[keys[-1]]) if section else ()
+    return str in options and not (value is None and type(None) in options)
+
+
+def _options(field: Any) -> tuple[Any, ...]:
+    return typing.get_args(field.annotation) or (field.annotation,)
+
+
+def _fields(schema: type[BaseModel]) -> dict[str, Any]:
+    """Return a section's fields by the names that stand in JSON."""
+    return {field.alias or name: field for name, field in schema.model_fields.items()}
 
 
 def _parse_value(text: str) -> Any:
     try:
         return json.loads(text, parse_constant=lambda constant: constant)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return text
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from hfbench.connection import explain_hub_failure, use_cache_if_unreachable
 from hfbench.errors import DataError, HfbenchError, ModelError
+from hfbench.recipe import local_path
 
 
 def predict(
@@ -30,7 +30,7 @@ def predict(
         HubError: If the Hub cannot be reached and the model is not in the cache.
     """
     pictures = _open_images(images)
-    path = Path(model).expanduser()
+    path = local_path(model)
     if (path / "model" / "config.json").is_file():
         path = path / "model"
     local = path.exists()

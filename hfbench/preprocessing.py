@@ -29,7 +29,7 @@ class Normalization:
 
     Attributes:
         image_size: Height and width.
-        interpolation: ``nearest``, ``bilinear``, ``bicubic`` or ``lanczos``.
+        interpolation: ``nearest``, ``bilinear`` or ``bicubic``.
         mean: Of each channel, in [0, 1].
         std: Of each channel, in [0, 1].
     """

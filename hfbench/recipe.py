@@ -27,25 +27,12 @@ PositiveInt = Annotated[int, Field(ge=1)]
 
 # What does not change the experiment, so that a finished run is recognised without it.
 _NOT_IN_HASH = ("schema_", "description", "reference")
-_NOT_IN_HASH_ARGS = (
-    *(
-        "push_to_hub",
-        "hub_always_push",
-        "hub_model_id",
-        "hub_private_repo",
-        "hub_revision",
-        "hub_strategy",
-    ),
-    *(
-        "disable_tqdm",
-        "log_level",
-        "log_level_replica",
-        "log_on_each_node",
-        "report_to",
-        "run_name",
-        "project",
-    ),
-)
+_NOT_IN_HASH_ARGS = {
+    *("push_to_hub", "hub_always_push", "hub_model_id", "hub_private_repo", "hub_revision"),
+    *("hub_strategy", "disable_tqdm", "log_level", "log_level_replica", "log_on_each_node"),
+    *("report_to", "run_name", "project"),
+    *("trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"),
+}
 
 
 class _Section(BaseModel):
@@ -241,14 +228,17 @@ def check_recipe(content: Mapping[str, Any]) -> tuple[Recipe | None, list[str]]:
 
 
 def _find(name_or_path: str | os.PathLike[str]) -> Path:
-    path = Path(name_or_path).expanduser()
-    if path.is_file():
-        return path
+    path = local_path(name_or_path)
+    try:
+        if str(name_or_path) and path.is_file():
+            return path
+    except OSError:  # a name too long for this file system
+        path = Path("-")
     shipped = shipped_recipes()
     name = str(name_or_path).removesuffix(".json")
     if name in shipped:
         return shipped[name]
-    if path.is_dir():
+    if str(name_or_path) and path.is_dir():
         raise RecipeError(f"{name_or_path} is a folder; expected a recipe file.")
     near = suggest(path.stem, shipped)
     raise RecipeError(
@@ -275,11 +265,26 @@ def _read_json(path: Path) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
         raise RecipeError(f"{path} is not valid JSON: {error.msg} at {where}.") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RecipeError(f"{path} cannot be read: {error}") from None
     if not isinstance(content, dict):
         raise RecipeError(f"{path}: expected a JSON object, found {type(content).__name__}.")
     return content
+
+
+_IN_WORDS = {
+    "model_type": "an object",
+    "dict_type": "an object",
+    "string_pattern_mismatch": "letters, digits, dots, dashes and underscores, at most 96",
+    "string_too_short": "some text",
+    "bool_type": "true or false",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "string_type": "text",
+    "list_type": "a list",
+    "finite_number": "a finite number",
+}
 
 
 def _say(detail: Any) -> str:
@@ -293,6 +298,8 @@ def _say(detail: Any) -> str:
     if detail["type"] == "missing":
         return f"{where}: missing; it is required."
     found = json.dumps(detail["input"], default=str)
+    if detail["type"] in _IN_WORDS:
+        return f"{where}: found {found}, expected {_IN_WORDS[detail['type']]}."
     wanted = re.sub(r"^Input should be (a valid )?", "", detail["msg"])
     if detail["type"] == "literal_error" and isinstance(detail["input"], str):
         near = suggest(detail["input"], re.findall(r"'([^']+)'", wanted))
@@ -308,6 +315,14 @@ def _fields_at(keys: Sequence[str]) -> list[str]:
     return ["$schema" if name == "schema_" else name for name in fields]
 
 
+def local_path(name: str | os.PathLike[str]) -> Path:
+    """Return a name as a path, ``~`` expanded where there is such a home."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        return Path(name)
+
+
 def looks_like_path(name: str) -> bool:
     """Tell whether a name can only mean a place on disk, not ``owner/name`` on the Hub."""
     return (
@@ -318,7 +333,7 @@ def looks_like_path(name: str) -> bool:
 
 
 def _missing_file(where: str, name: str) -> list[str]:
-    if not looks_like_path(name) or Path(name).expanduser().exists():
+    if not looks_like_path(name) or local_path(name).exists():
         return []
     return [
         f'{where}: "{name}" does not exist (looked in {Path.cwd()}); give an existing folder or a '

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from hfbench.environment import Environment
 from hfbench.errors import HfbenchError, RecipeError, ResultError
-from hfbench.recipe import Recipe, check_recipe
+from hfbench.recipe import Recipe, check_recipe, local_path
 
 SCHEMA_VERSION = 1
 RESULT_FILE = "result.json"
@@ -252,7 +252,7 @@ def load_result(path: str | os.PathLike[str]) -> Result:
     Raises:
         ResultError: If there is none, or it was written by another version of the schema.
     """
-    file = _find_result(Path(path).expanduser())
+    file = _find_result(local_path(path))
     try:
         content = json.loads(file.read_text("utf-8"))
     except (OSError, ValueError) as error:

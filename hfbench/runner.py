@@ -34,7 +34,7 @@ from hfbench.models import (
     save_model,
 )
 from hfbench.preprocessing import Preprocessing
-from hfbench.recipe import EMBEDDED_DATASETS, Recipe
+from hfbench.recipe import EMBEDDED_DATASETS, Recipe, local_path
 from hfbench.recording import describe_data, describe_model, record
 from hfbench.result import CONFUSION_FILE, CURVES_FILE, Metrics, Result, load_result, save_result
 from hfbench.sources import load_splits
@@ -175,8 +175,8 @@ def _load_data(recipe: Recipe) -> tuple[ModelSource, ImageSplit, ImageSplit]:
 
 def _needs_hub(recipe: Recipe) -> bool:
     data = recipe.dataset.name_or_path
-    local_data = data in EMBEDDED_DATASETS or Path(data).expanduser().exists()
-    local_model = Path(recipe.model.name_or_path).expanduser().exists()
+    local_data = data in EMBEDDED_DATASETS or local_path(data).exists()
+    local_model = local_path(recipe.model.name_or_path).exists()
     return not local_data or not (local_model or is_known_without_checkpoint(recipe))
 
 

@@ -9,10 +9,9 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,11 +20,12 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from hfbench.archives import find_archive, read_split
+from hfbench.archives import Archive, find_archive
 from hfbench.arguments import suggest
 from hfbench.connection import explain_hub_failure
 from hfbench.data import ImageSplit, balanced_subset
 from hfbench.errors import DataError
+from hfbench.recipe import local_path
 
 if TYPE_CHECKING:
     import datasets
@@ -61,11 +61,6 @@ def load_splits(
     source = _open(dataset, image_size, interpolation)
     train = source.read(dataset.train_split, dataset.max_train_samples)
     test = source.read(dataset.eval_split, dataset.max_eval_samples)
-    if train.label_names != test.label_names:
-        raise DataError(
-            f"{dataset.name_or_path}: {dataset.train_split} and {dataset.eval_split} name "
-            f"different classes: {_list(train.label_names)} against {_list(test.label_names)}."
-        )
     for note in dict.fromkeys(train.notes + test.notes):
         logger.info(note)
     return train, test
@@ -76,9 +71,10 @@ def _open(dataset: DatasetSection, image_size: int, interpolation: str) -> Sourc
         return _Digits(dataset)
     if dataset.name_or_path == "synthetic":
         return _Synthetic(dataset)
-    path = Path(dataset.name_or_path).expanduser()
-    if path.exists() and find_archive(path):
-        return _Archive(dataset)
+    path = local_path(dataset.name_or_path)
+    archive = find_archive(path) if path.exists() else None
+    if archive:
+        return _Archive(dataset, archive)
     return _Table(dataset, image_size, interpolation)
 
 
@@ -153,11 +149,18 @@ class _Synthetic(Source):
 
 
 class _Archive(Source):
+    """CIFAR as its author publishes it."""
+
+    def __init__(self, dataset: DatasetSection, archive: Archive) -> None:
+        super().__init__(dataset)
+        self.archive = archive
+        # It has one kind of images, whatever the recipe calls their column.
+        self.check(archive.splits, [dataset.image_column, *archive.label_columns])
+
     def read(self, split: str, count: int | None) -> ImageSplit:
-        path = Path(self.dataset.name_or_path).expanduser()
-        content = read_split(path, split, self.dataset.label_column)
+        content = self.archive.read_split(split, self.dataset.label_column)
         whole = ImageSplit(
-            torch.from_numpy(content.images.copy()),
+            torch.from_numpy(content.images),
             torch.from_numpy(content.labels),
             content.label_names,
             torch.arange(len(content.labels)),
@@ -172,7 +175,12 @@ class _Table(Source):
         super().__init__(dataset)
         self.image_size, self.interpolation = image_size, interpolation
         self.splits = _load_table(dataset)
-        self.check(list(self.splits), next(iter(self.splits.values())).column_names)
+        both = (dataset.train_split, dataset.eval_split)
+        tables = [self.splits[split] for split in both if split in self.splits]
+        # A column counts if every split that is used has it.
+        first = tables[0] if tables else next(iter(self.splits.values()))
+        shared = [n for n in first.column_names if all(n in table.column_names for table in tables)]
+        self.check(list(self.splits), shared or first.column_names)
 
     def read(self, split: str, count: int | None) -> ImageSplit:
         table = self.splits[split]
@@ -183,39 +191,71 @@ class _Table(Source):
         pictures, where = self._decode(table.select(index), split, index)
         images, notes = stack_images(pictures, where, self.image_size, self.interpolation)
         return ImageSplit(
-            images, torch.from_numpy(labels[index]), label_names, torch.from_numpy(index), notes
+            images,
+            torch.from_numpy(labels[index]),
+            label_names,
+            torch.from_numpy(index),
+            notes,
+            self._revision(split),
         )
 
     def _labels(self, split: str) -> tuple[np.ndarray, list[str]]:
-        import datasets
-
-        column = self.dataset.label_column
-        where = f"{self.dataset.name_or_path}: {split}.{column}"
-        feature = self.splits[split].features[column]
+        """Return the labels of a split as numbers, (N,), and the names of the classes."""
+        where = f"{self.dataset.name_or_path}: {split}.{self.dataset.label_column}"
         values = self._column(split)
         empty = [position for position, value in enumerate(values) if value is None]
         if empty:
             raise DataError(
-                f"{where}: {len(empty)} images have no label, the first is number {empty[0]}."
+                f"{where}: {len(empty)} of {len(values)} images have no label, the first is number "
+                f"{empty[0]}."
             )
-        if isinstance(feature, datasets.ClassLabel):
-            names = list(feature.names)
-        elif all(isinstance(value, str) for value in values):
-            names = sorted(set(self._everywhere()))
-            values = [names.index(value) for value in values]
-        elif all(isinstance(value, int) and not isinstance(value, bool) for value in values):
-            names = [str(number) for number in range(max(self._everywhere()) + 1)]
-        else:
-            raise DataError(f"{where} holds {feature}; expected class numbers or names.")
-        wrong = [position for position, value in enumerate(values) if not 0 <= value < len(names)]
-        if wrong:
+        names, as_number = self._classes(where)
+        numbers = np.asarray([as_number(value) for value in values], dtype=np.int64)
+        wrong = np.flatnonzero((numbers < 0) | (numbers >= len(names)))
+        if len(wrong):
             raise DataError(
-                f"{where}: {len(wrong)} labels are no class, the first is {values[wrong[0]]} of "
-                f"image {wrong[0]}; expected 0 to {len(names) - 1}."
+                f"{where}: {len(wrong)} of {len(values)} labels are no class, the first is "
+                f"{values[wrong[0]]} of image {wrong[0]}; expected 0 to {len(names) - 1}."
             )
+        return numbers, names
+
+    def _classes(self, where: str) -> tuple[list[str], Callable[[Any], int]]:
+        """Return the names of the classes, and how a stored label becomes its number.
+
+        Both splits count, so that a class that one of them lacks keeps its number.
+        """
+        import datasets
+
+        as_number: Callable[[Any], int] = int
+        both = (self.dataset.train_split, self.dataset.eval_split)
+        features = [self.splits[split].features[self.dataset.label_column] for split in both]
+        stored = [value for split in both for value in self._column(split) if value is not None]
+        if all(isinstance(feature, datasets.ClassLabel) for feature in features):
+            if features[0].names != features[1].names:
+                raise DataError(
+                    f"{self.dataset.name_or_path}: {both[0]} and {both[1]} name different classes: "
+                    f"{_list(features[0].names)} against {_list(features[1].names)}."
+                )
+            names = list(features[0].names)
+        elif all(isinstance(value, str) for value in stored):
+            names = sorted(set(stored))
+            as_number = {name: number for number, name in enumerate(names)}.__getitem__
+        elif all(isinstance(value, int) and not isinstance(value, bool) for value in stored):
+            highest = max(stored, default=0)
+            if highest >= len(stored):
+                raise DataError(
+                    f"{where}: labels run up to {highest}, more than there are images; is this the "
+                    f"column of classes?"
+                )
+            names = [str(number) for number in range(max(highest, 0) + 1)]
+        else:
+            kinds = " and ".join(dict.fromkeys(str(feature) for feature in features))
+            raise DataError(f"{where} holds {kinds}; expected class numbers or names throughout.")
         if len(names) < 2:
             raise DataError(f"{where}: found one class only, {_list(names)}; expected two or more.")
-        return np.asarray(values, dtype=np.int64), names
+        if len(set(names)) < len(names):
+            raise DataError(f"{where}: two classes have the same name, among {_list(names)}.")
+        return names, as_number
 
     def _column(self, split: str) -> list[Any]:
         return _read_column(self.splits[split], self.dataset.label_column)
@@ -228,10 +268,6 @@ class _Table(Source):
             for address in addresses
         ]
         return commits[0].group(1) if commits and commits[0] else None
-
-    def _everywhere(self) -> list[Any]:
-        both = (self.dataset.train_split, self.dataset.eval_split)
-        return [value for split in both for value in self._column(split) if value is not None]
 
     def _decode(
         self, rows: datasets.Dataset, split: str, index: np.ndarray
@@ -249,20 +285,8 @@ class _Table(Source):
                     f"{feature}, no images."
                 ) from None
         encoded = _read_column(rows.cast_column(column, datasets.Image(decode=False)), column)
-        decoder = datasets.Image()
-
-        def decode(entry: dict[str, Any] | None) -> Image.Image | Exception:
-            try:
-                if entry is None:
-                    raise ValueError("there is no image")
-                picture: Image.Image = decoder.decode_example(entry)
-                picture.load()
-                return picture
-            except Exception as error:  # PIL raises whatever the damaged bytes lead to
-                return error
-
         with ThreadPoolExecutor() as pool:  # PIL decodes outside the interpreter's lock
-            decoded = list(pool.map(decode, encoded, chunksize=256))
+            decoded = list(pool.map(_decode, encoded, chunksize=256))
         names = [
             f"{split} image {i}{_path(entry)}"
             for i, entry in zip(index.tolist(), encoded, strict=True)
@@ -270,16 +294,32 @@ class _Table(Source):
         failed = [
             f"{name}: {error}"
             for name, error in zip(names, decoded, strict=True)
-            if isinstance(error, Exception)
+            if isinstance(error, str)
         ]
         if failed:
-            shown = failed[:_SHOWN] + (
-                [f"… and {len(failed) - _SHOWN} more"] if len(failed) > _SHOWN else []
+            more = f"\n  … and {len(failed) - _SHOWN} more" if len(failed) > _SHOWN else ""
+            shown = "".join(f"\n  {line}" for line in failed[:_SHOWN])
+            raise DataError(
+                f"{self.dataset.name_or_path}: {len(failed)} of {len(decoded)} images cannot be "
+                f"used:{shown}{more}"
             )
-            raise DataError.from_problems(
-                f"{self.dataset.name_or_path} (images that cannot be decoded)", shown
-            )
-        return [picture for picture in decoded if not isinstance(picture, Exception)], names
+        return [picture for picture in decoded if not isinstance(picture, str)], names
+
+
+def _decode(entry: dict[str, Any] | None) -> Image.Image | str:
+    """Decode one image as `datasets` does; return what is wrong with it if that fails."""
+    import datasets
+
+    if entry is None:
+        return "there is no image"
+    try:
+        picture: Image.Image = datasets.Image().decode_example(entry)
+        picture.load()
+    except Exception as error:  # PIL raises whatever the damaged bytes lead to
+        return re.sub(r" <_io\.[^>]*>", "", str(error)) or type(error).__name__
+    if picture.mode[0] in "IF":
+        return "it has more than 8 bits a channel; convert it to 8 bits"
+    return picture
 
 
 def stack_images(
@@ -312,7 +352,7 @@ def stack_images(
     images = torch.empty((len(pictures), 3, size[1], size[0]), dtype=torch.uint8)
     mode = InterpolationMode(interpolation)
     for position, picture in enumerate(pictures):
-        image = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
+        image = torch.from_numpy(np.array(_to_rgb(picture))).permute(2, 0, 1)
         # The same resize as in `Preprocessing`: if no size prevails, the model sees what `pipeline`
         # would show it.
         images[position] = (
@@ -323,15 +363,18 @@ def stack_images(
     return images, notes
 
 
+def _to_rgb(picture: Image.Image) -> Image.Image:
+    # By way of RGBA, else PIL warns of a palette with transparency; the colours are the same.
+    if picture.mode == "P" and "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+    return picture.convert("RGB")
+
+
 def _load_table(dataset: DatasetSection) -> datasets.DatasetDict:
     import datasets
 
-    name, path = dataset.name_or_path, Path(dataset.name_or_path).expanduser()
+    name, path = dataset.name_or_path, local_path(dataset.name_or_path)
     local = path.exists()
-    if path.is_file():
-        raise DataError(
-            f"{name} is a file; expected a folder, or CIFAR's own cifar-10-python.tar.gz."
-        )
     try:
         if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
             loaded = datasets.load_from_disk(str(path))
@@ -344,12 +387,16 @@ def _load_table(dataset: DatasetSection) -> datasets.DatasetDict:
     except Exception as error:  # `datasets` raises some dozen kinds; each becomes a sentence
         if not local:
             raise explain_hub_failure("dataset", name, error) from error
+        if isinstance(error, IndexError):  # what `load_from_disk` raises for no rows
+            raise DataError(f"{name}: a split is empty.") from error
         raise DataError(f"{name} cannot be loaded as a data set: {_root_cause(error)}") from error
     if not isinstance(loaded, datasets.DatasetDict):
         raise DataError(
             f"{name} is one data set without splits; save a DatasetDict with "
             f"{_list((dataset.train_split, dataset.eval_split))}."
         )
+    if not loaded:
+        raise DataError(f"{name} holds no split.")
     return loaded
 
 

@@ -72,7 +72,7 @@ def test_number_in_quotes_says_to_leave_them_out(name: str) -> None:
     problem = only(**{name: "1e-4"})
 
     assert problem == (
-        f'training_args.{name}: "1e-4" is text, expected a number; write 1e-4 without quotes.'
+        f'training_args.{name}: found "1e-4", expected a number; write 1e-4 without quotes.'
     )
 
 
@@ -98,11 +98,11 @@ def test_number_has_to_be_finite(name: str, value: float) -> None:
 @pytest.mark.parametrize(
     ("value", "found"),
     [
-        (1.5, "1.5 is a number"),
-        (2.0, "2.0 is a number"),
-        (True, "true is true or false"),
-        ("4", '"4" is text'),
-        (None, "null is null"),
+        (1.5, "found 1.5"),
+        (2.0, "found 2.0"),
+        (True, "found true"),
+        ("4", 'found "4"'),
+        (None, "found null"),
     ],
 )
 def test_count_is_a_whole_number(name: str, value: Any, found: str) -> None:
@@ -196,7 +196,10 @@ def test_removed_name_says_what_to_write_instead(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(OWNED))
 def test_argument_that_a_run_decides_itself_is_refused_with_the_reason(name: str) -> None:
-    assert only(**{name: None}) == f"training_args.{name}: hfbench sets this itself; {OWNED[name]}."
+    said = only(**{name: None})
+
+    assert said.startswith(f"training_args.{name}: hfbench ")
+    assert said.endswith(f"{OWNED[name]}.")
 
 
 def test_token_is_never_taken_as_an_argument() -> None:

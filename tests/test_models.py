@@ -100,8 +100,8 @@ def test_fresh_timm_model_keeps_its_own_initialisation(name: str) -> None:
 
 
 def test_fresh_convolutions_are_not_drawn_by_transformers() -> None:
-    # transformers draws every weight from N(0, 0.02); timm's He initialisation of a 3 x 3 convolution
-    # with 32 outputs has a deviation of sqrt(2 / (9 * 32)) = 0.083.
+    # transformers draws every weight from N(0, 0.02); timm's He initialisation of a 3 x 3
+    # convolution with 32 outputs has a deviation of sqrt(2 / (9 * 32)) = 0.083.
     model, _, _ = load(tiny_recipe())
     spreads = [
         (module, module.weight.std().item())
@@ -114,25 +114,19 @@ def test_fresh_convolutions_are_not_drawn_by_transformers() -> None:
 
 
 def test_vit_b16_is_known_without_its_checkpoint() -> None:
-    recipe = tiny_recipe(
-        "google/vit-base-patch16-224-in21k", preprocessing={"image_size": 224}
-    )
+    recipe = tiny_recipe("google/vit-base-patch16-224-in21k", preprocessing={"image_size": 224})
     source = open_model(recipe)
     config = source.config
     assert (config.model_type, config.hidden_size, config.num_hidden_layers) == ("vit", 768, 12)
     assert (config.patch_size, config.image_size) == (16, 224)
-    assert source.normalization == Normalization(
-        224, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
-    )
+    assert source.normalization == Normalization(224, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     assert source.image_processor.size == {"height": 224, "width": 224}
 
 
 def test_fresh_model_from_a_folder_takes_its_architecture_only(vit: Path) -> None:
     (vit / "model.safetensors").unlink()
     (vit / "preprocessor_config.json").unlink()
-    model, initialization, source = load(
-        tiny_recipe(vit, preprocessing={"image_size": 48})
-    )
+    model, initialization, source = load(tiny_recipe(vit, preprocessing={"image_size": 48}))
     assert initialization == "transformers"
     assert model.config.image_size == 48
     assert source.normalization.mean == (0.5, 0.5, 0.5)

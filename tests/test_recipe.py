@@ -4,6 +4,7 @@ import json
 import re
 import string
 from collections.abc import Iterator, Mapping
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -88,6 +89,15 @@ def error_of(*overrides: str, recipe: str | Path = "quickstart_untuned") -> str:
     with pytest.raises(RecipeError) as caught:
         load_recipe(recipe, overrides)
     return str(caught.value)
+
+
+def problems_of(*overrides: str) -> str:
+    """Return what is wrong, or nothing if the recipe loads."""
+    try:
+        load_recipe("quickstart_untuned", overrides)
+    except RecipeError as error:
+        return str(error)
+    return ""
 
 
 def content(name: str = "quickstart_untuned") -> dict[str, Any]:
@@ -275,7 +285,7 @@ def test_byte_order_mark_is_skipped(tmp_path: Path) -> None:
     [
         ("", "line 1, column 1"),
         ('{\n  "name": "x"\n  "variant": "tuned"\n}', "line 3, column 3"),
-        ('{"name": \'x\'}', "line 1, column 10"),
+        ("{\"name\": 'x'}", "line 1, column 10"),
     ],
 )
 def test_invalid_json_is_located(tmp_path: Path, text: str, where: str) -> None:
@@ -368,18 +378,17 @@ def test_unknown_key_is_named_at_every_level(
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("model.pretrained=1", "model.pretrained: found 1, expected boolean."),
-        ("model.revision=5", "model.revision: found 5, expected string."),
-        ("dataset.max_train_samples=1.5", "found 1.5, expected integer."),
-        ("dataset.max_train_samples=true", "found true, expected integer."),
-        ('dataset.max_train_samples="100"', 'found "100", expected integer.'),
+        ("model.pretrained=1", "model.pretrained: found 1, expected true or false."),
+        ("dataset.max_train_samples=1.5", "found 1.5, expected a whole number."),
+        ("dataset.max_train_samples=true", "found true, expected a whole number."),
+        ('dataset.max_train_samples="100"', 'found "100", expected a whole number.'),
         ("dataset.max_train_samples=0", "found 0, expected greater than or equal to 1."),
         ("preprocessing.image_size=2000", "found 2000, expected less than or equal to 1024."),
-        ("preprocessing.augmentation=random_crop", 'found "random_crop", expected list.'),
+        ("preprocessing.augmentation=random_crop", 'found "random_crop", expected a list.'),
         ('preprocessing.augmentation=["flip"]', 'preprocessing.augmentation.0: found "flip"'),
         ("preprocessing.location=gpu", "expected 'host' or 'device'"),
         ("variant=tund", "did you mean tuned?"),
-        ("dataset.subset_seed=1e999", "expected integer."),
+        ("dataset.subset_seed=1e999", "expected a whole number."),
     ],
 )
 def test_wrong_type_says_what_was_found_and_expected(override: str, said: str) -> None:
@@ -392,13 +401,16 @@ def test_reference_number_has_to_be_one(field: str, value: str) -> None:
     assert f"reference.{field}: found" in error_of(f"reference.{field}={value}")
 
 
-@pytest.mark.parametrize("value", [3, None, [], "x"])
-@pytest.mark.parametrize("section", ["model", "dataset", "preprocessing", "reference"])
+@pytest.mark.parametrize(
+    ("section", "value"),
+    [
+        *product(["model", "dataset", "preprocessing"], [3, None, [], "x"]),
+        *product(["reference"], [3, [], "x"]),
+    ],
+)
 def test_section_that_is_no_object_is_explained_in_the_words_of_json(
     tmp_path: Path, section: str, value: Any
 ) -> None:
-    if section == "reference" and value is None:
-        pytest.skip("null is a reference's default")
     message = error_of(recipe=write(tmp_path, **{section: value}))
 
     assert f"{section}: found {json.dumps(value)}, expected " in message
@@ -555,6 +567,14 @@ def test_override_value_is_read_as_json_else_as_text() -> None:
     assert recipe.model.revision == "5"
 
 
+@pytest.mark.parametrize("value", ["5", "12e4567", "true", "null"])
+@pytest.mark.parametrize("name", ["model.revision", "description", "training_args.run_name"])
+def test_text_that_looks_like_json_is_taken_or_asked_for_in_quotes(name: str, value: str) -> None:
+    message = problems_of(f"{name}={value}")
+
+    assert message == "" or "quotes" in message
+
+
 def test_override_leaves_everything_else_as_it_was() -> None:
     before, after = (load_recipe("quickstart_untuned", o) for o in ([], ["training_args.seed=7"]))
 
@@ -626,13 +646,9 @@ def test_override_of_a_whole_section_is_refused(override: str) -> None:
     assert f"{section} is a whole section; set its parts" in error_of(override)
 
 
-@pytest.mark.parametrize("override", ["$schema=x", "schema_=x"])
+@pytest.mark.parametrize("override", ["$schema=x", "schema=x"])
 def test_override_of_the_schema_speaks_of_the_name_in_the_file(override: str) -> None:
-    try:
-        load_recipe("quickstart_untuned", [override])
-    except RecipeError as error:
-        assert "did you mean schema_" not in str(error)
-        assert override.startswith("schema_")
+    assert "schema_" not in problems_of(override)
 
 
 @pytest.mark.parametrize("value", ["[" * 100_000, "1" * 5000])
@@ -754,10 +770,9 @@ def test_recipe_survives_being_written_and_read(values: dict[str, Any]) -> None:
 @given(overrides=st.lists(st.text(max_size=30), max_size=3))
 @settings(max_examples=100, deadline=None)
 def test_any_override_ends_in_a_recipe_or_a_recipe_error(overrides: list[str]) -> None:
-    try:
-        load_recipe("quickstart_untuned", overrides)
-    except RecipeError as error:
-        assert error.exit_code == 2
+    message = problems_of(*overrides)
+
+    assert message == "" or message.startswith("quickstart_untuned has ")
 
 
 json_values = st.recursive(
@@ -769,10 +784,13 @@ json_values = st.recursive(
 
 @given(
     name=st.sampled_from(
-        ["name", "variant", "model", "dataset", "preprocessing", "training_args", "reference"]
-        + ["model.name_or_path", "dataset.num_classes", "preprocessing.augmentation"]
-        + ["training_args.report_to", "training_args.accelerator_config", "training_args.optim"]
-        + ["training_args.learning_rate", "training_args.lr_scheduler_kwargs"]
+        [
+            *("name", "variant", "model", "dataset", "preprocessing", "training_args"),
+            *("reference", "model.name_or_path", "dataset.num_classes"),
+            *("preprocessing.augmentation", "training_args.report_to", "training_args.optim"),
+            *("training_args.accelerator_config", "training_args.learning_rate"),
+            "training_args.lr_scheduler_kwargs",
+        ]
     ),
     value=json_values,
 )
@@ -831,7 +849,9 @@ def accepts(schema: Mapping[str, Any], value: Any, root: Mapping[str, Any]) -> b
             return False
         if schema.get("additionalProperties") is False and not set(value) <= set(known):
             return False
-        return all(accepts(known[name], item, root) for name, item in value.items() if name in known)
+        return all(
+            accepts(known[name], item, root) for name, item in value.items() if name in known
+        )
     return True
 
 

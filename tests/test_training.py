@@ -209,9 +209,7 @@ def test_ragged_micro_batches_give_the_gradient_of_the_whole_batch(
 
     def gradients(sizes: Sequence[int]) -> list[Tensor]:
         classifier.zero_grad()
-        pairs = zip(
-            batch["pixel_values"].split(sizes), batch["labels"].split(sizes), strict=True
-        )
+        pairs = zip(batch["pixel_values"].split(sizes), batch["labels"].split(sizes), strict=True)
         for pixel_values, labels in pairs:
             loss(classifier(pixel_values=pixel_values), labels, 14).backward()
         return [p.grad.clone() for p in classifier.parameters() if p.grad is not None]
@@ -296,7 +294,7 @@ def test_each_epoch_is_another_permutation_numbered_by_epoch() -> None:
     epoch = 0
     sampler = EpochSampler(10, 3, lambda: epoch)
     orders = []
-    for epoch in range(3):  # noqa: B007 - the sampler reads it
+    for epoch in range(3):
         numbers = list(sampler)
         assert sorted(numbers) == list(range(10 * epoch, 10 * epoch + 10))
         orders.append([number % 10 for number in numbers])
@@ -392,7 +390,7 @@ def test_refusal_of_transformers_is_a_recipe_error(tmp_path: Path) -> None:
         eval_steps=4,
         save_steps=6,
     )
-    with pytest.raises(RecipeError, match="tiny are refused by transformers: .*multiple"):
+    with pytest.raises(RecipeError, match=r"tiny are refused by transformers: .*multiple"):
         build_training_arguments(recipe, tmp_path)
 
 

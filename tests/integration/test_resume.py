@@ -20,24 +20,9 @@ from tests.integration.commands import (
     wait_until_written,
 )
 
-# 8 epochs of 7 steps, a checkpoint after each.
-LONG = ("dataset.max_train_samples=200", "training_args.num_train_epochs=8")
+# 5 epochs of 7 steps, a checkpoint after each.
+LONG = ("dataset.max_train_samples=200", "training_args.num_train_epochs=5")
 FIRST_CHECKPOINT = "runs/*/*/checkpoints/checkpoint-7/trainer_state.json"
-
-
-@pytest.fixture(scope="module")
-def vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of a tiny ViT for 32 x 32 images."""
-    folder = tmp_path_factory.mktemp("vit")
-    write_vit_checkpoint(folder, image_size=32, patch_size=8)
-    return folder
-
-
-@pytest.fixture(params=["resnet", "vit"])
-def recipe(request: pytest.FixtureRequest, vit: Path) -> list[str]:
-    """Return the arguments of a run that takes some seconds, one for each way to load weights."""
-    model = [f"model.name_or_path={vit}", "model.pretrained=true"] if request.param == "vit" else []
-    return ["recipe", "quickstart_untuned", *LONG, *model]
 
 
 def start_and_wait_for_checkpoint(
@@ -47,6 +32,12 @@ def start_and_wait_for_checkpoint(
     running = warm.start(recipe, folder)
     checkpoint = wait_until_written(folder, FIRST_CHECKPOINT)
     return running, checkpoint.parents[2]
+
+
+def read_evaluations(run: Path) -> list[tuple[int, float]]:
+    """Return step and test loss of each evaluation that was logged."""
+    entries = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [(entry["step"], entry["eval_loss"]) for entry in entries if "eval_loss" in entry]
 
 
 def assert_ended_like(run: Path, uninterrupted: Path) -> None:
@@ -63,11 +54,9 @@ def assert_ended_like(run: Path, uninterrupted: Path) -> None:
     assert (ours["training"]["sessions"], theirs["training"]["sessions"]) == (2, 1)
     for name in ("optimizer_steps", "epochs"):
         assert ours["training"][name] == theirs["training"][name]
-    steps = [
-        [entry["step"] for entry in map(json.loads, (folder / "log.jsonl").open())]
-        for folder in (run, uninterrupted)
-    ]
-    assert steps[0][:-1] == steps[1][:-1]
+    assert read_evaluations(run) == read_evaluations(uninterrupted)
+    losses = [result["training"]["train_loss"] for result in (ours, theirs)]
+    assert losses[0] == pytest.approx(losses[1], abs=0.05)  # its mean over all steps of all sessions
     assert not (run / "checkpoints").exists()
 
 
@@ -82,9 +71,12 @@ def assert_stopped_politely(done: Done, run: Path) -> None:
     assert not (run / "result.json").exists()
 
 
-def test_interrupted_run_goes_on_and_ends_the_same(
-    warm: WarmCommand, tmp_path: Path, recipe: list[str]
-) -> None:
+def test_interrupted_vit_goes_on_and_ends_the_same(warm: WarmCommand, tmp_path: Path) -> None:
+    # Trainer itself would load the head alone and leave a ViT's body as it is.
+    model = tmp_path / "tiny-vit"
+    write_vit_checkpoint(model, image_size=32, patch_size=8)
+    recipe = ["recipe", "quickstart_untuned", *LONG]
+    recipe += ["model.name_or_path=tiny-vit", "model.pretrained=true"]
     running, run = start_and_wait_for_checkpoint(warm, recipe, tmp_path)
     running.send(signal.SIGINT)
     assert_stopped_politely(running.wait(), run)
@@ -99,23 +91,21 @@ def test_interrupted_run_goes_on_and_ends_the_same(
     assert only_run(tmp_path / "runs") == run
     warm.run([*recipe, "-o", "whole"], tmp_path).check()
     assert_ended_like(run, only_run(tmp_path / "whole"))
-    times = read_result(run)["times"]
-    assert times["execution_seconds"] > resumed.seconds - times["total_seconds"]
 
 
-def test_killed_run_goes_on_from_its_newest_whole_checkpoint(
+def test_killed_resnet_goes_on_from_its_newest_whole_checkpoint(
     warm: WarmCommand, tmp_path: Path
 ) -> None:
     recipe = ["recipe", "quickstart_untuned", *LONG, "training_args.save_total_limit=3"]
     running, run = start_and_wait_for_checkpoint(warm, recipe, tmp_path)
     running.send(signal.SIGKILL)
     assert running.wait().exit_code == -signal.SIGKILL
-    broken = run / "checkpoints" / "checkpoint-55"  # as a kill while saving leaves it
+    broken = run / "checkpoints" / "checkpoint-34"  # as a kill while saving leaves it
     broken.mkdir()
     (broken / "model.safetensors").write_bytes(b"half")
 
     resumed = warm.run([*recipe, "--resume"], tmp_path).check()
-    assert "checkpoint-55 is not whole and is left out." in resumed.stderr
+    assert "checkpoint-34 is not whole and is left out." in resumed.stderr
     assert only_run(tmp_path / "runs") == run
     warm.run([*recipe, "-o", "whole"], tmp_path).check()
     assert_ended_like(run, only_run(tmp_path / "whole"))

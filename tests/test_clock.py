@@ -1,0 +1,249 @@
+"""Hand-worked times, on a clock that only moves when it is told to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from transformers import TrainerControl, TrainerState
+
+import hfbench.clock
+from hfbench.clock import Clock, measure_memory
+
+CPU = torch.device("cpu")
+
+
+class FakeTime:
+    """Stand in for the `time` module."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def time(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTime]:
+    """Replace the clock's time."""
+    fake = FakeTime()
+    monkeypatch.setattr(hfbench.clock, "time", fake)
+    return fake
+
+
+class Session:
+    """Play one training call: steps of 1 s, of which 0.25 s wait for data."""
+
+    def __init__(self, clock: Clock, time: FakeTime, max_steps: int, global_step: int = 0) -> None:
+        self.clock, self.time = clock, time
+        self.state = TrainerState(max_steps=max_steps, global_step=global_step)
+        self.control = TrainerControl()
+        self.args: Any = SimpleNamespace(device=CPU)
+        clock.start()
+
+    def begin(self, seconds: float = 0.0) -> None:
+        self.time.now += seconds
+        self.clock.on_train_begin(self.args, self.state, self.control)
+
+    def step(self, samples: int = 4, seconds: float = 1.0) -> None:
+        with self.clock.measure("data_wait"):
+            self.time.now += 0.25
+        self.clock.count_samples(samples)
+        self.time.now += seconds - 0.25
+        self.state.global_step += 1
+        self.clock.on_step_end(self.args, self.state, self.control)
+
+    def pause(self, name: str, seconds: float) -> None:
+        with self.clock.measure(name, CPU):
+            self.time.now += seconds
+
+    def end(self, seconds: float = 0.0) -> None:
+        self.time.now += seconds
+        self.clock.stop(CPU)
+
+
+def test_pauses_and_warm_up_are_outside_the_steady_state(time: FakeTime) -> None:
+    clock = Clock()
+    session = Session(clock, time, max_steps=8)
+    session.begin(0.5)
+    session.step(seconds=6.0)  # a slow first step
+    session.step()  # the second of 8 / 4 = 2 warm-up steps
+    session.step()
+    session.step()
+    session.pause("evaluation", 3.0)
+    session.step()
+    session.step()
+    session.pause("save", 2.0)
+    session.step()
+    session.step(samples=2)  # the ragged last batch
+    session.end(0.5)
+
+    times = clock.times
+    assert times.execution_seconds == 0.5 + 6 + 7 + 3 + 2 + 0.5
+    assert times.evaluation_seconds == 3.0
+    assert times.save_seconds == 2.0
+    assert times.data_wait_seconds == 8 * 0.25
+    assert times.first_step_seconds == 0.5 + 6.0
+    throughput = clock.throughput(world_size=1)
+    assert throughput.warmup_steps == 2
+    assert throughput.measured_samples == 5 * 4 + 2
+    assert throughput.measured_seconds == 6.0
+    assert throughput.samples_per_second == 22 / 6
+
+
+def test_pause_right_after_warm_up_is_left_out(time: FakeTime) -> None:
+    clock = Clock()
+    session = Session(clock, time, max_steps=4)
+    session.begin()
+    session.step()
+    session.pause("evaluation", 5.0)
+    session.pause("save", 7.0)
+    session.step()
+    session.step()
+    session.step()
+    session.pause("evaluation", 9.0)  # after the last step
+    session.end()
+    throughput = clock.throughput(1)
+    assert (throughput.measured_samples, throughput.measured_seconds) == (12, 3.0)
+    assert clock.times.execution_seconds == 4 + 5 + 7 + 9
+
+
+@pytest.mark.parametrize(
+    ("max_steps", "done", "expected"),
+    [(1, 0, 1), (7, 0, 1), (8, 0, 2), (40, 0, 10), (4000, 0, 10), (4000, 3992, 2), (40, 39, 1)],
+)
+def test_warm_up_is_a_quarter_of_what_is_left_and_ten_at_most(
+    max_steps: int, done: int, expected: int, time: FakeTime
+) -> None:
+    clock = Clock()
+    Session(clock, time, max_steps, done).begin()
+    assert clock.warmup_steps == expected
+
+
+def test_processes_train_on_equally_many_images(time: FakeTime) -> None:
+    clock = Clock()
+    session = Session(clock, time, max_steps=4)
+    session.begin()
+    for _ in range(4):
+        session.step(samples=5)
+    session.end()
+    throughput = clock.throughput(world_size=3)
+    assert throughput.measured_samples == 3 * 15
+    assert throughput.samples_per_second == 3 * 15 / 3.0
+
+
+def test_single_step_has_no_steady_state(time: FakeTime) -> None:
+    clock = Clock()
+    session = Session(clock, time, max_steps=1)
+    session.begin()
+    session.step()
+    session.end()
+    throughput = clock.throughput(1)
+    assert throughput.samples_per_second is None
+    assert (throughput.measured_samples, throughput.measured_seconds) == (0, 0.0)
+    assert clock.times.first_step_seconds == 1.0
+    assert clock.times.execution_seconds == 1.0
+
+
+def test_resumed_sessions_add_up(time: FakeTime) -> None:
+    first = Clock()
+    with first.measure("setup"):
+        time.now += 10.0
+    session = Session(first, time, max_steps=8)
+    session.begin()
+    session.step(seconds=3.0)
+    for _ in range(3):
+        session.step()
+    session.pause("save", 2.0)
+    kept = json.loads(json.dumps(first.state()))  # what a checkpoint holds
+    session.step()  # lost: no checkpoint after it
+    session.end()
+
+    time.now += 1000.0  # between the sessions
+    second = Clock()
+    with second.measure("setup"):
+        time.now += 20.0
+    with second.measure("setup"):
+        second.resume(kept)
+    session = Session(second, time, max_steps=8, global_step=4)
+    session.begin()
+    session.step(seconds=2.0)  # the only warm-up step of the four that are left
+    for _ in range(3):
+        session.step()
+    session.pause("evaluation", 4.0)
+    session.end()
+
+    times = second.times
+    assert times.sessions == 2
+    assert times.execution_seconds == (3 + 3 + 2) + (2 + 3 + 4)
+    assert times.save_seconds == 2.0
+    assert times.evaluation_seconds == 4.0
+    assert times.data_wait_seconds == 8 * 0.25
+    assert times.first_step_seconds == 3.0  # of the first session
+    throughput = second.throughput(1)
+    assert throughput.measured_samples == (2 + 3) * 4
+    assert throughput.measured_seconds == 2.0 + 3.0
+
+
+def test_set_up_of_every_session_counts(time: FakeTime) -> None:
+    first = Clock()
+    with first.measure("setup"):
+        time.now += 10.0
+    Session(first, time, max_steps=8)
+    kept = first.state()
+    second = Clock()
+    with second.measure("setup"):
+        time.now += 20.0
+        second.resume(kept)
+        time.now += 1.0
+    assert second.times.setup_seconds == 10 + 21
+
+
+def test_evaluation_before_the_first_step_is_no_part_of_it(time: FakeTime) -> None:
+    clock = Clock()
+    session = Session(clock, time, max_steps=4)
+    session.begin()
+    session.pause("evaluation", 5.0)  # eval_on_start
+    session.step(seconds=2.0)
+    assert clock.times.first_step_seconds == 2.0
+
+
+def test_time_inside_is_kept_when_it_fails(time: FakeTime) -> None:
+    clock = Clock()
+
+    def fail() -> None:
+        with clock.measure("save"):
+            time.now += 1.5
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert clock.times.save_seconds == 1.5
+
+
+def test_stopped_clock_stands_still(time: FakeTime) -> None:
+    clock = Clock()
+    session = Session(clock, time, max_steps=4)
+    session.begin()
+    session.step()
+    session.end()
+    time.now += 50.0
+    assert clock.state()["execution_seconds"] == 1.0
+
+
+def test_state_is_up_to_date_while_running(time: FakeTime) -> None:
+    clock = Clock()
+    Session(clock, time, max_steps=4).begin()
+    time.now += 3.0
+    assert clock.state()["execution_seconds"] == 3.0
+    assert clock.state()["sessions"] == 1
+
+
+def test_memory_of_a_cpu_run_is_the_process_alone() -> None:
+    memory = measure_memory(CPU)
+    assert memory.peak_device_memory_mib is None
+    assert 50 < memory.peak_process_memory_mib < 1_000_000  # MiB, not KiB or bytes

@@ -1,0 +1,301 @@
+"""Results: written whole or not at all, read back as they were, found again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from hfbench.environment import Environment
+from hfbench.errors import ResultError
+from hfbench.recipe import Recipe
+from hfbench.result import (
+    DataInfo,
+    Memory,
+    Metrics,
+    ModelInfo,
+    Result,
+    SplitMetrics,
+    Switch,
+    Throughput,
+    Times,
+    Training,
+    find_runs,
+    load_result,
+    save_result,
+    write_json,
+)
+from tests.test_training import tiny_recipe
+
+
+def make_recipe(**changes: Any) -> Recipe:
+    """Return a recipe; a change to a section is merged into it."""
+    content = tiny_recipe().as_json()
+    for name, value in changes.items():
+        merge = isinstance(value, dict) and isinstance(content[name], dict)
+        content[name] = content[name] | value if merge else value
+    return Recipe.model_validate(content)
+
+
+def make_split(accuracy: float, **changes: Any) -> SplitMetrics:
+    """Return what was measured on a split of 20 images of two classes."""
+    values: dict[str, Any] = {
+        "samples": 20,
+        "loss": 0.5,
+        "accuracy": accuracy,
+        "f1_macro": accuracy - 0.01,
+        "f1_weighted": accuracy - 0.02,
+        "f1_per_class": {"cat": accuracy, "dog": accuracy - 0.02},
+        "top5_accuracy": None,
+    }
+    return SplitMetrics(**(values | changes))
+
+
+def make_result(**changes: Any) -> Result:
+    """Return a result of round numbers; a change to a part is merged into it."""
+    environment = Environment(
+        device_type="cpu",
+        device_name="Some CPU",
+        device_count=1,
+        device_memory_mib=None,
+        cpu="Some CPU",
+        cpu_cores=2,
+        memory_mib=8000.0,
+        torch_threads=1,
+        platform="Linux 6 x86_64",
+        python="3.12.0",
+        cuda=None,
+        packages={"torch": "2.15.0"},
+        hfbench_commit=None,
+    )
+    recipe = make_recipe()
+    parts: dict[str, Any] = {
+        "run_id": "20260101T000000000-abcdef01",
+        "created_at": "2026-01-01T00:00:00+00:00",
+        "recipe": recipe,
+        "recipe_sha256": recipe.digest(),
+        "model": ModelInfo(
+            architecture="ViTForImageClassification",
+            initialization="pretrained",
+            revision=None,
+            parameters=1000,
+        ),
+        "data": DataInfo(
+            revision=None,
+            train_samples=48,
+            eval_samples=20,
+            label_names=["cat", "dog"],
+            image_height=32,
+            image_width=32,
+            train_fingerprint="a" * 64,
+            eval_fingerprint="b" * 64,
+            notes=[],
+        ),
+        "training": Training(
+            optimizer_steps=12,
+            epochs=2.0,
+            per_device_train_batch_size=8,
+            gradient_accumulation_steps=1,
+            world_size=1,
+            effective_batch_size=8,
+            train_loss=1.0,
+            sessions=1,
+        ),
+        "metrics": Metrics(test=make_split(0.80), train=make_split(0.90)),
+        "times": Times(
+            setup_seconds=5.0,
+            execution_seconds=100.0,
+            train_seconds=80.0,
+            first_step_seconds=2.0,
+            data_wait_seconds=10.0,
+            evaluation_seconds=15.0,
+            save_seconds=5.0,
+            final_evaluation_seconds=3.0,
+            final_save_seconds=1.0,
+            total_seconds=109.0,
+        ),
+        "throughput": Throughput(
+            samples_per_second=50.0, warmup_steps=3, measured_samples=4000, measured_seconds=80.0
+        ),
+        "memory": Memory(peak_process_memory_mib=1000.0, peak_device_memory_mib=None),
+        "switches": {"precision": Switch(requested="fp32", applied="fp32")},
+        "environment": environment,
+    }
+    for name, value in changes.items():
+        part = parts.get(name)
+        merge = isinstance(value, dict) and hasattr(part, "model_copy")
+        parts[name] = part.model_copy(update=value) if merge and part is not None else value
+    return Result(**parts)
+
+
+def save_run(root: Path, name: str, run_id: str, *, finished: bool = True) -> Path:
+    """Write the folder of a run."""
+    folder = root / name / run_id
+    folder.mkdir(parents=True)
+    recipe = make_recipe(name=name)
+    write_json(recipe.as_json(), folder / "recipe.json")
+    if finished:
+        save_result(make_result(recipe=recipe, run_id=run_id), folder)
+    return folder
+
+
+# Writing
+
+
+def test_json_is_written_with_a_newline_and_nothing_else_left(tmp_path: Path) -> None:
+    write_json({"name": "Zürich"}, tmp_path / "file.json")
+    assert (tmp_path / "file.json").read_text("utf-8") == '{\n  "name": "Zürich"\n}\n'
+    assert [path.name for path in tmp_path.iterdir()] == ["file.json"]
+
+
+@pytest.mark.parametrize("content", [{"a": object()}, {"a": float("nan")}])
+def test_failed_write_keeps_the_old_file(content: Any, tmp_path: Path) -> None:
+    write_json({"old": True}, tmp_path / "file.json")
+    with pytest.raises((TypeError, ValueError)):
+        write_json(content, tmp_path / "file.json")
+    assert json.loads((tmp_path / "file.json").read_text("utf-8")) == {"old": True}
+
+
+def test_killed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_json({"old": True}, tmp_path / "file.json")
+
+    def kill(descriptor: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hfbench.result.os.fsync", kill)
+    with pytest.raises(KeyboardInterrupt):
+        write_json({"new": True}, tmp_path / "file.json")
+    assert json.loads((tmp_path / "file.json").read_text("utf-8")) == {"old": True}
+
+
+def test_half_written_result_is_no_finished_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save_run(tmp_path, "one", "1", finished=False)
+
+    def kill(descriptor: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hfbench.result.os.fsync", kill)
+    with pytest.raises(KeyboardInterrupt):
+        save_result(make_result(), folder)
+    assert [run.finished for run in find_runs(tmp_path)] == [False]
+
+
+# Reading
+
+
+@pytest.mark.parametrize("part", ["result.json", "", ".."])
+def test_result_is_loaded_by_file_by_folder_and_by_recipe(part: str, tmp_path: Path) -> None:
+    folder = save_run(tmp_path, "one", "2")
+    assert load_result(folder / part).run_id == "2"
+    assert load_result(str(folder / part)) == make_result(
+        recipe=make_recipe(name="one"), run_id="2"
+    )
+
+
+def test_recipe_folder_stands_for_its_newest_finished_run(tmp_path: Path) -> None:
+    for run_id in ("20260102T000000000-a", "20260103T000000000-a", "20260101T000000000-a"):
+        save_run(tmp_path, "one", run_id)
+    save_run(tmp_path, "one", "20260104T000000000-a", finished=False)
+    assert load_result(tmp_path / "one").run_id == "20260103T000000000-a"
+
+
+def test_home_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_run(tmp_path, "one", "1")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert load_result("~/one").run_id == "1"
+
+
+def test_unfinished_run_says_how_to_go_on(tmp_path: Path) -> None:
+    folder = save_run(tmp_path, "one", "1", finished=False)
+    with pytest.raises(ResultError, match=r"not finished; go on with it: .* --resume"):
+        load_result(folder)
+    with pytest.raises(ResultError, match="no finished run"):
+        load_result(folder.parent)
+
+
+def test_missing_folder_says_what_to_try(tmp_path: Path) -> None:
+    with pytest.raises(ResultError, match=r"nowhere does not exist; .*hfbench list"):
+        load_result(tmp_path / "nowhere")
+
+
+def test_other_schema_version_is_refused(tmp_path: Path) -> None:
+    folder = save_run(tmp_path, "one", "1")
+    file = folder / "result.json"
+    content = json.loads(file.read_text("utf-8"))
+    for version, said in ((2, "2"), (None, "None")):
+        file.write_text(json.dumps(content | {"schema_version": version}), "utf-8")
+        with pytest.raises(ResultError, match=f"schema_version {said}, expected 1; run the recipe"):
+            load_result(folder)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", "3"])
+def test_file_that_is_no_result_is_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "result.json").write_text(text, "utf-8")
+    with pytest.raises(ResultError, match=r"result\.json (cannot be read|has schema_version None)"):
+        load_result(tmp_path)
+
+
+def test_truncated_result_is_refused(tmp_path: Path) -> None:
+    file = save_run(tmp_path, "one", "1") / "result.json"
+    file.write_text(file.read_text("utf-8")[:500], "utf-8")
+    with pytest.raises(ResultError, match=r"result\.json cannot be read: .*line"):
+        load_result(file)
+
+
+def test_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "result.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ResultError, match="cannot be read"):
+        load_result(tmp_path)
+
+
+def test_every_wrong_field_is_named(tmp_path: Path) -> None:
+    file = save_run(tmp_path, "one", "1") / "result.json"
+    content = json.loads(file.read_text("utf-8"))
+    del content["times"]["train_seconds"]
+    content["memory"]["peak_process_memory_mib"] = "much"
+    content["speed"] = 3
+    file.write_text(json.dumps(content), "utf-8")
+    with pytest.raises(ResultError, match="has 3 problems") as caught:
+        load_result(file)
+    for name in ("times.train_seconds", "memory.peak_process_memory_mib", "speed"):
+        assert f"\n  {name}: " in str(caught.value)
+
+
+def test_results_cannot_be_changed() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        make_result().run_id = "other"
+
+
+# Finding
+
+
+def test_runs_are_sorted_by_recipe_and_time(tmp_path: Path) -> None:
+    for name, run_id in (("b", "2"), ("a", "3"), ("b", "1"), ("a", "10")):
+        save_run(tmp_path, name, run_id, finished=run_id != "3")
+    found = [(run.folder.parent.name, run.folder.name) for run in find_runs(tmp_path)]
+    assert found == [("a", "10"), ("a", "3"), ("b", "1"), ("b", "2")]
+    assert [run.finished for run in find_runs(tmp_path)] == [True, False, True, True]
+    assert [run.recipe and run.recipe.name for run in find_runs(tmp_path)] == ["a", "a", "b", "b"]
+
+
+def test_run_with_a_damaged_recipe_is_found_without_it(tmp_path: Path) -> None:
+    for run_id, text in (("1", "{"), ("2", '{"name": 3}'), ("3", "")):
+        folder = save_run(tmp_path, "one", run_id, finished=False)
+        (folder / "recipe.json").write_text(text, "utf-8")
+    assert [run.recipe for run in find_runs(tmp_path)] == [None, None, None]
+
+
+@pytest.mark.parametrize("text", ["[]", "null", "3"])
+def test_recipe_that_is_no_object_is_found_without_it(text: str, tmp_path: Path) -> None:
+    folder = save_run(tmp_path, "one", "1", finished=False)
+    (folder / "recipe.json").write_text(text, "utf-8")
+    assert [run.recipe for run in find_runs(tmp_path)] == [None]
+
+
+def test_folder_that_does_not_exist_has_no_runs(tmp_path: Path) -> None:
+    assert list(find_runs(tmp_path / "nowhere")) == []
