@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from hfbench.errors import DataError
+from hfbench.errors import DataError, first_line
 
 _TAR_ENDINGS = (".tar", ".tar.gz", ".tgz", ".gz")
 _SHAPE = (3, 32, 32)  # channels first, row-major, as the author describes
@@ -191,9 +191,8 @@ def _open_tar(path: Path) -> Archive:
             while archive.fileobj is not None and archive.fileobj.read(2**20):
                 pass
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-        first = (str(error) or type(error).__name__).splitlines()[0]
         raise DataError(
-            f"{path} cannot be read as a tar archive: {first}. Download it again."
+            f"{path} cannot be read as a tar archive: {first_line(error)}. Download it again."
         ) from None
     for layout in LAYOUTS.values():
         if layout.meta in files and set(layout.splits["test"]) <= set(files):

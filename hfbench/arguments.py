@@ -65,13 +65,17 @@ OWNED = {
     "include_for_metrics": "hfbench computes the metrics",
     "label_names": "hfbench builds the batches",
     "length_column_name": "images have no length",
+    "liger_kernel_config": _UNSUPPORTED,
     "local_rank": "the launcher sets it",
+    "neftune_noise_alpha": _UNSUPPORTED,
     "output_dir": "use --output-dir; a run goes into OUTPUT_DIR/<recipe name>/<run id>",
     "parallelism_config": _UNSUPPORTED,
     "prediction_loss_only": "accuracy needs the predictions",
     "remove_unused_columns": "hfbench builds the batches",
     "resume_from_checkpoint": "use --resume",
+    "save_only_model": "a resume needs the optimizer too",
     "train_sampling_strategy": "training images are shuffled anew each epoch",
+    "use_liger_kernel": _UNSUPPORTED,
 }
 
 # Inclusive lower bounds; values below cannot train.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,8 @@ from hfbench.preprocessing import Normalization
 
 if TYPE_CHECKING:
     from hfbench.recipe import Recipe
+
+logger = logging.getLogger(__name__)
 
 # Both name an interpolation; transformers by PIL's number, timm and torchvision by word.
 _PIL_INTERPOLATION = {0: "nearest", 2: "bilinear", 3: "bicubic"}
@@ -47,12 +50,17 @@ def load_config(recipe: Recipe, path: str, revision: str | None) -> Any:
         ModelError: If timm does not know the name, or the normalisation is not given.
     """
     from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
     if is_known_without_checkpoint(recipe) and not Path(path).exists():
         if path.startswith("timm/"):
             return _known_timm_config(path.removeprefix("timm/"))
         return _known_configs()[path]()
     config = AutoConfig.from_pretrained(path, revision=revision, **_read_model_args(path))
+    if config.model_type not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES:
+        raise ModelError(
+            f"model.name_or_path: {path} is a {config.model_type}, no image classifier."
+        )
     if config.model_type == "timm_wrapper" and not getattr(config, "pretrained_cfg", None):
         raise ModelError(
             f"model {path}: config.json has no pretrained_cfg, so mean and deviation are unknown."
@@ -84,12 +92,19 @@ def _known_timm_config(name: str) -> Any:
     import timm
     from transformers import TimmWrapperConfig
 
-    known = timm.get_pretrained_cfg(name)
+    architecture = name.partition(".")[0]
+    try:
+        known = timm.get_pretrained_cfg(name)
+    except RuntimeError:  # the architecture is right, the tag is not
+        known = None
     if known is None:
-        near = suggest(name, timm.list_pretrained()) or "."
-        raise ModelError(f"model.name_or_path: timm {timm.__version__} does not know {name}{near}")
+        tags = timm.list_pretrained(f"{architecture}.*")
+        near = f"; it has {', '.join(tags)}." if tags else suggest(architecture, timm.list_models())
+        raise ModelError(
+            f"model.name_or_path: timm {timm.__version__} does not know {name}{near or '.'}"
+        )
     settings = {key: value for key, value in known.to_dict().items() if value is not None}
-    config = TimmWrapperConfig(architecture=name.partition(".")[0])
+    config = TimmWrapperConfig(architecture=architecture)
     config.pretrained_cfg = settings  # an extra key, as in timm's own files
     return config
 
@@ -126,6 +141,7 @@ def read_normalization(
 def _supported(interpolation: str | None) -> str:
     if interpolation in _PIL_INTERPOLATION.values():
         return str(interpolation)
+    logger.info(f"Images are resized {_FALLBACK_INTERPOLATION}, not as the checkpoint was trained.")
     return _FALLBACK_INTERPOLATION
 
 

@@ -35,6 +35,7 @@ class TrainingTimes:
     save_seconds: float = 0.0
     measured_samples: int = 0
     measured_seconds: float = 0.0
+    loss_sum: float | None = 0.0  # of all optimizer steps; None if it is not finite
 
 
 def synchronize(device: torch.device) -> None:
@@ -123,7 +124,7 @@ class Clock(TrainerCallback):
             synchronize(args.device)
         now = time.perf_counter()
         if self._steps == 1 and self.times.first_step_seconds is None and self._started is not None:
-            self.times.first_step_seconds = now - self._started
+            self.times.first_step_seconds = now - self._started - self._pauses()
         if self._steady_from is not None:
             self._measure_steady(now)
         if self._steps == self.warmup_steps:

@@ -10,7 +10,7 @@ import urllib.parse
 import urllib.request
 from pathlib import Path
 
-from hfbench.errors import DataError, HfbenchError, HubError, ModelError
+from hfbench.errors import DataError, HfbenchError, HubError, ModelError, first_line
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ def explain_hub_failure(kind: str, name: str, error: BaseException) -> HfbenchEr
             f"private: log in with "
             '"hf auth login").'
         )
-    return failure(f"{kind} {name} cannot be loaded: {_first_line(chain[-1])}")
+    return failure(f"{kind} {name} cannot be loaded: {first_line(chain[-1])}")
 
 
 def _server_answers(endpoint: str) -> bool:
@@ -112,7 +112,3 @@ def _chain(error: BaseException) -> list[BaseException]:
     while (below := chain[-1].__cause__ or chain[-1].__context__) and below not in chain:
         chain.append(below)
     return chain
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -61,3 +61,8 @@ class Interrupted(HfbenchError):  # noqa: N818 - stopping is no error
     """
 
     exit_code = 130
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an exception's message, or its kind if it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfbench.errors import HubError
+from hfbench.errors import HubError, first_line
 from hfbench.recipe import local_path
 from hfbench.result import CONFUSION_FILE, CURVES_FILE, HubInfo, Result
 
@@ -62,7 +62,7 @@ def check_push(recipe: Recipe) -> PushTarget | None:
         account: dict[str, Any] = huggingface_hub.HfApi().whoami(token=token)
     except Exception as error:  # http, connection and validation errors of several libraries
         raise HubError(
-            f"training_args.push_to_hub: the login cannot be checked: {_first_line(error)} Log in "
+            f"training_args.push_to_hub: the login cannot be checked: {first_line(error)} Log in "
             f"again with "
             f'"hf auth login", {instead}.'
         ) from None
@@ -128,7 +128,7 @@ def push(result: Result, folder: Path, target: PushTarget) -> HubInfo:
     except Exception as error:  # http and connection errors of several libraries
         raise HubError(
             f"The run is finished, but pushing {folder} to {target.repo_id} failed: "
-            f"{_first_line(error)} Try again with the same command; nothing is trained anew."
+            f"{first_line(error)} Try again with the same command; nothing is trained anew."
         ) from error
     return HubInfo(repo_id=repo_id, url=f"{api.endpoint}/{repo_id}", commit=commit.oid)
 
@@ -285,7 +285,3 @@ def _is_on_hub(name: str) -> bool:
 
 def _to_json(content: Any) -> bytes:
     return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import logging
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +17,7 @@ from torchvision.transforms.v2 import functional as F
 
 from hfbench.checkpoints import build_image_processor, load_config, read_normalization
 from hfbench.connection import explain_hub_failure
-from hfbench.errors import ModelError
+from hfbench.errors import ModelError, first_line
 from hfbench.preprocessing import Normalization, Preprocessing
 from hfbench.recipe import local_path
 
@@ -71,7 +73,7 @@ def open_model(recipe: Recipe) -> ModelSource:
         raise
     except Exception as error:  # each library raises its own kinds
         if local.exists():
-            raise ModelError(f"model {name} cannot be loaded: {error}") from error
+            raise ModelError(f"model {name} cannot be loaded: {first_line(error)}") from error
         raise explain_hub_failure("model", name, error) from error
     return ModelSource(config, build_image_processor(normalization), normalization, path)
 
@@ -110,7 +112,7 @@ def load_model(
     except Exception as error:
         if Path(source.path).exists():
             raise ModelError(
-                f"model {recipe.model.name_or_path} cannot be loaded: {error}"
+                f"model {recipe.model.name_or_path} cannot be loaded: {first_line(error)}"
             ) from error
         raise explain_hub_failure("model", recipe.model.name_or_path, error) from error
     model = model.float()
@@ -118,19 +120,41 @@ def load_model(
     return model, initialization
 
 
-def check_image_processor(
-    image_processor: Any, preprocessing: Preprocessing, images: Tensor
+def check_saved_processor(
+    model: PreTrainedModel, image_processor: Any, preprocessing: Preprocessing, images: Tensor
 ) -> None:
-    """Prove that the saved processor gives the pixels that training and testing use.
+    """Prove that the processor, once saved and loaded, gives the pixels of training and testing.
 
     Args:
-        image_processor: As saved with the model.
+        model: Its configuration is saved beside the processor, as both decide what is loaded.
+        image_processor: As it will be saved with the model.
         preprocessing: Of the run.
         images: uint8, (N, 3, H, W), a few real ones.
 
     Raises:
-        ModelError: If they differ; accuracy in `pipeline` would then not be the one that was
-            measured.
+        ModelError: If they differ.
+    """
+    from transformers import AutoImageProcessor
+
+    with tempfile.TemporaryDirectory() as folder:
+        _save_processor(model, image_processor, Path(folder))
+        model.config.save_pretrained(folder)
+        loaded = AutoImageProcessor.from_pretrained(folder)
+    check_image_processor(loaded, preprocessing, images)
+
+
+def check_image_processor(
+    image_processor: Any, preprocessing: Preprocessing, images: Tensor
+) -> None:
+    """Prove that a processor gives the pixels that training and testing use.
+
+    Args:
+        image_processor: As `pipeline` would use it.
+        preprocessing: Of the run.
+        images: uint8, (N, 3, H, W), a few real ones.
+
+    Raises:
+        ModelError: If they differ; accuracy in `pipeline` would not be the one that was measured.
     """
     pictures = [F.to_pil_image(image) for image in images]
     theirs = image_processor(pictures, return_tensors="pt")["pixel_values"]
@@ -148,11 +172,44 @@ def check_image_processor(
     )
 
 
+def check_single_image(model: PreTrainedModel, size: int, images: int, batch: int) -> None:
+    """Refuse a last batch of one image if the model cannot train on it.
+
+    Batch normalisation over a map of one pixel has no variance then.
+
+    Args:
+        model: Left as it is.
+        size: Height and width of its input.
+        images: Number of training images.
+        batch: Images in a batch.
+
+    Raises:
+        ModelError: If the model fails on one image.
+    """
+    try:
+        with torch.no_grad():
+            copy.deepcopy(model).train()(pixel_values=torch.zeros(1, 3, size, size))
+    except ValueError as error:
+        raise ModelError(
+            f"training_args.per_device_train_batch_size: {images} training images in batches of "
+            f"{batch} leave one over, on which this model cannot train ({first_line(error)}). Set "
+            f"training_args.dataloader_drop_last=true, or another batch size."
+        ) from None
+
+
 def save_model(model: PreTrainedModel, image_processor: Any, folder: Path) -> None:
     """Write weights, configuration and image processor, as `pipeline` loads them."""
+    _save_processor(model, image_processor, folder)
     with quiet_progress():
         model.save_pretrained(folder)
+
+
+def _save_processor(model: PreTrainedModel, image_processor: Any, folder: Path) -> None:
     image_processor.save_pretrained(folder)
+    if model.config.model_type == "timm_wrapper":
+        # In a folder with a timm configuration, AutoImageProcessor reads config.json alone.
+        for name, value in image_processor.to_dict().items():
+            setattr(model.config, name, value)
 
 
 @contextmanager
@@ -194,18 +251,24 @@ def _check_loading(model: PreTrainedModel, loading: dict[str, Any], name: str) -
         for entry in loading["mismatched_keys"]
     }
     fresh = (set(loading["missing_keys"]) | mismatched) & set(tensors)
-    body = sorted(
-        key
-        for key in fresh
-        if not key.endswith("num_batches_tracked")
-        and (tensors[key].ndim == 0 or tensors[key].shape[0] != model.config.num_labels)
-    )
+    head = _head_keys(model)
+    body = sorted(key for key in fresh - head if not key.endswith("num_batches_tracked"))
     if body:
         raise ModelError(
             f"model {name}: the checkpoint has no weights for {len(body)} of {len(tensors)} "
             f"tensors besides the head, the first is {body[0]}. Use a complete checkpoint, or "
             f"model.pretrained=false."
         )
+
+
+def _head_keys(model: PreTrainedModel) -> set[str]:
+    """Return the names of the classifier's own tensors, which a new set of classes replaces."""
+    if model.config.model_type == "timm_wrapper":
+        heads: Any = cast("Any", model.timm_model).get_classifier()
+        modules = heads if isinstance(heads, tuple) else (heads,)
+        ids = {id(parameter) for module in modules for parameter in module.parameters()}
+        return {name for name, parameter in model.named_parameters() if id(parameter) in ids}
+    return {key for key in model.state_dict() if not key.startswith(f"{model.base_model_prefix}.")}
 
 
 def _build_fresh(config: Any, size: int) -> tuple[PreTrainedModel, str]:

@@ -199,7 +199,7 @@ def load_recipe(name_or_path: str | os.PathLike[str], overrides: Iterable[str] =
     return recipe
 
 
-def check_recipe(content: Mapping[str, Any]) -> tuple[Recipe | None, list[str]]:
+def check_recipe(content: Any) -> tuple[Recipe | None, list[str]]:
     """Check a recipe's content.
 
     Args:
@@ -209,6 +209,8 @@ def check_recipe(content: Mapping[str, Any]) -> tuple[Recipe | None, list[str]]:
         The recipe (``None`` if its shape is wrong) and every problem found.
     """
     recipe, problems = None, []
+    if not isinstance(content, Mapping):
+        return None, [f"expected a JSON object, found {type(content).__name__}."]
     try:
         recipe = Recipe.model_validate(content)
     except ValidationError as error:

@@ -32,7 +32,7 @@ class Switch(_Part):
     Attributes:
         requested: From the recipe, or the library's default.
         applied: Observed while running.
-        reason: Why they differ; ``None`` if they do not.
+        reason: Why they differ, or why `applied` was not seen; else ``None``.
     """
 
     requested: Any

@@ -28,7 +28,8 @@ from hfbench.errors import DeviceError, HfbenchError, HubError, Interrupted, Rec
 from hfbench.folders import find_earlier_run, make_folder, newest_checkpoint, save_predictions
 from hfbench.models import (
     ModelSource,
-    check_image_processor,
+    check_saved_processor,
+    check_single_image,
     load_model,
     open_model,
     save_model,
@@ -117,7 +118,7 @@ def run_recipe(
 
 def _check(recipe: Recipe, root: Path) -> tuple[TrainingArguments, hub.PushTarget | None]:
     """Find what cannot work here before anything is loaded."""
-    problems = check_machine(recipe)
+    problems = check_machine(recipe) + _unwritable(root)
     if problems:
         raise DeviceError(str(HfbenchError.from_problems(recipe.name, problems)))
     target = hub.check_push(recipe)
@@ -131,6 +132,13 @@ def _check(recipe: Recipe, root: Path) -> tuple[TrainingArguments, hub.PushTarge
             "--dynamo_backend no -m hfbench recipe …"
         )
     return args, target
+
+
+def _unwritable(root: Path) -> list[str]:
+    existing = next(path for path in (root, *root.resolve().parents) if path.exists())
+    if not existing.is_dir():
+        return [f"--output-dir: {existing} is a file; name a folder."]
+    return [] if os.access(existing, os.W_OK) else [f"--output-dir: {existing} is not writable."]
 
 
 def _load(recipe: Recipe, args: TrainingArguments) -> _Inputs:
@@ -147,7 +155,11 @@ def _load(recipe: Recipe, args: TrainingArguments) -> _Inputs:
         )
     augmentation = recipe.preprocessing.augmentation
     preprocessing = Preprocessing(source.normalization, augmentation, args.seed)
-    check_image_processor(source.image_processor, preprocessing, test.images[:_CHECKED_IMAGES])
+    sample = test.images[:_CHECKED_IMAGES]
+    check_saved_processor(model, source.image_processor, preprocessing, sample)
+    left_over = len(train) % needed if args.world_size == 1 and not args.dataloader_drop_last else 0
+    if left_over == 1 < needed:
+        check_single_image(model, recipe.preprocessing.image_size, len(train), needed)
     return _Inputs(model, initialization, source.image_processor, preprocessing, train, test)
 
 
@@ -252,7 +264,7 @@ def _train(
     clock.start()
     try:
         with stop.listen(single_process=trainer.args.world_size == 1):
-            output = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except torch.OutOfMemoryError as error:
         size = trainer.args.per_device_train_batch_size
         raise DeviceError(
@@ -261,7 +273,7 @@ def _train(
             "keep the effective batch."
         ) from error
     clock.stop(trainer.args.device)
-    return output.training_loss if np.isfinite(output.training_loss) else None
+    return trainer.mean_training_loss()
 
 
 def _evaluate(recipe: Recipe, trainer: BenchTrainer, inputs: _Inputs) -> tuple[Metrics, np.ndarray]:
@@ -287,11 +299,10 @@ def _predict(trainer: BenchTrainer, split: ImageSplit, batches: Any) -> np.ndarr
     """Return the logits of a split, (N, C), each image once and in order, on every process."""
     last = trainer.last_evaluation
     seen = batches is trainer.eval_dataset and last and last[0] == trainer.state.global_step
-    # The last evaluation in training counts, unless another checkpoint was loaded after it.
-    if last and seen and not trainer.args.load_best_model_at_end:
-        output = last[1]
-    else:
-        output = trainer.predict(batches)
+    # The last evaluation in training counts, unless another checkpoint was loaded after it, or it
+    # kept no predictions (noise has no metrics).
+    kept = last and last[1].predictions is not None and not trainer.args.load_best_model_at_end
+    output = last[1] if last and seen and kept else trainer.predict(batches)
     logits, labels = np.asarray(output.predictions), np.asarray(output.label_ids)
     if not np.array_equal(labels, split.labels.numpy()):
         raise RuntimeError(

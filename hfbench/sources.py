@@ -24,7 +24,7 @@ from hfbench.archives import Archive, find_archive
 from hfbench.arguments import suggest
 from hfbench.connection import explain_hub_failure
 from hfbench.data import ImageSplit, balanced_subset
-from hfbench.errors import DataError
+from hfbench.errors import DataError, first_line
 from hfbench.recipe import local_path
 
 if TYPE_CHECKING:
@@ -409,7 +409,7 @@ def _read_column(table: datasets.Dataset, column: str) -> list[Any]:
 def _root_cause(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return first_line(error)
 
 
 def _path(entry: dict[str, Any] | None) -> str:

@@ -12,13 +12,24 @@ from rich.text import Text
 
 from hfbench.comparison import Comparison, Difference, Row
 from hfbench.environment import Environment
+from hfbench.errors import ResultError
 from hfbench.result import Result, Run, load_result
+
+
+class _PlainTable(Table):
+    """A table whose cells are shown as they are: rich would take [brackets] for markup."""
+
+    def add_column(self, header: Any = "", *others: Any, **options: Any) -> None:
+        super().add_column(Text(header) if isinstance(header, str) else header, *others, **options)
+
+    def add_row(self, *cells: Any, **options: Any) -> None:
+        super().add_row(*(Text(c) if isinstance(c, str) else c for c in cells), **options)
 
 
 def result_table(result: Result) -> Group:
     """Show a finished run, the reference's numbers beside it, and what was not applied as asked."""
     reference = result.recipe.reference
-    table = Table()
+    table = _PlainTable()
     table.add_column("")
     table.add_column("this run", justify="right")
     if reference:
@@ -30,16 +41,13 @@ def result_table(result: Result) -> Group:
     for split, found in (("test", result.metrics.test), ("train", result.metrics.train)):
         if not found:
             continue
-        accuracy = reference and (
-            reference.accuracy if split == "test" else reference.train_accuracy
-        )
-        add(
-            f"{split} accuracy",
-            percent(found.accuracy),
-            percent(accuracy) if accuracy else "not given",
-        )
-        f1 = reference.f1 if reference and split == "test" else None
-        add(f"{split} F1 macro", percent(found.f1_macro), percent(f1) if f1 else "not given")
+        accuracy, f1 = None, None
+        if reference:
+            is_test = split == "test"
+            accuracy = reference.accuracy if is_test else reference.train_accuracy
+            f1 = reference.f1 if is_test else None
+        add(f"{split} accuracy", percent(found.accuracy), _given(accuracy))
+        add(f"{split} F1 macro", percent(found.f1_macro), _given(f1))
         add(f"{split} F1 weighted", percent(found.f1_weighted))
         if found.top5_accuracy is not None:
             add(f"{split} top-5 accuracy", percent(found.top5_accuracy))
@@ -98,7 +106,7 @@ def _remarks(result: Result) -> list[str]:
 def comparison_tables(comparison: Comparison) -> Group:
     """Show two runs side by side, then what differs in their settings and circumstances."""
     a, b = comparison.baseline.recipe.name, comparison.candidate.recipe.name
-    table = Table()
+    table = _PlainTable()
     for heading in ("", a, b, "gain"):
         table.add_column(heading, justify="left" if not heading else "right")
     for row in comparison.rows:
@@ -121,7 +129,7 @@ def comparison_tables(comparison: Comparison) -> Group:
 
 def run_table(runs: Iterable[Run]) -> Table:
     """List runs with what they reached."""
-    table = Table()
+    table = _PlainTable()
     for heading in ("recipe", "run", "state", "test accuracy", "F1 macro", "execution", "images/s"):
         table.add_column(
             heading, justify="right" if heading in ("execution", "images/s") else "left"
@@ -131,7 +139,11 @@ def run_table(runs: Iterable[Run]) -> Table:
         if not run.finished:
             table.add_row(name, run.folder.name, "unfinished", "", "", "", "")
             continue
-        result = load_result(run.folder)
+        try:
+            result = load_result(run.folder)
+        except ResultError:
+            table.add_row(name, run.folder.name, "unreadable", "", "", "", "")
+            continue
         test, speed = result.metrics.test, result.throughput.samples_per_second
         table.add_row(
             name,
@@ -147,7 +159,7 @@ def run_table(runs: Iterable[Run]) -> Table:
 
 def environment_table(environment: Environment, cannot: Sequence[str]) -> Group:
     """Show this machine, and which techniques it lacks."""
-    table = Table(show_header=False)
+    table = _PlainTable(show_header=False)
     for name, value in environment.model_dump().items():
         if name == "packages":
             value = "\n".join(f"{package} {version}" for package, version in value.items())
@@ -157,7 +169,7 @@ def environment_table(environment: Environment, cannot: Sequence[str]) -> Group:
 
 def prediction_table(files: Sequence[str], found: Sequence[Sequence[dict[str, Any]]]) -> Table:
     """Show the most probable classes of each file."""
-    table = Table()
+    table = _PlainTable()
     table.add_column("image")
     table.add_column("class")
     table.add_column("probability", justify="right")
@@ -179,14 +191,19 @@ def percent(share: float) -> str:
 
 def duration(seconds: float) -> str:
     """Write seconds as people say them: 0.031 s, 12.3 s, 4 min 05 s, 1 h 06 min."""
-    if seconds < 1:
+    if round(seconds, 3) < 1:
         return f"{seconds:.3f} s"
-    if seconds < 60:
+    if round(seconds, 1) < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:
         return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes:02d} min"
+
+
+def _given(share: float | None) -> str:
+    return "not given" if share is None else percent(share)
 
 
 def _count(number: int, noun: str, plural: str = "s") -> str:
@@ -196,7 +213,7 @@ def _count(number: int, noun: str, plural: str = "s") -> str:
 def _differences(title: str, differences: Sequence[Difference], a: str, b: str) -> Table | Text:
     if not differences:
         return Text(f"{title}: none.")
-    table = Table()
+    table = _PlainTable()
     for heading in (title, a, b):
         table.add_column(heading, overflow="fold")
     for difference in differences:

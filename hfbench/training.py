@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,6 +32,7 @@ from hfbench.result import write_json
 logger = logging.getLogger(__name__)
 
 CLOCK_FILE = "clock.json"
+_environment_set_here: dict[str, str] = {}  # by an earlier run in this process
 _HUB_ARGUMENTS = (
     "push_to_hub",
     "hub_model_id",
@@ -72,11 +74,12 @@ def build_training_arguments(recipe: Recipe, output_dir: Path) -> TrainingArgume
         ("ACCELERATE_DYNAMO_BACKEND", "NO"),
     ):
         said = os.environ.get(variable)
-        if said is not None and said.lower() != value.lower():
+        by_launcher = said is not None and said != _environment_set_here.get(variable)
+        if by_launcher and str(said).lower() != value.lower():
             logger.warning(
                 f"{variable}={said} comes from the launcher and is ignored; the recipe decides."
             )
-        os.environ[variable] = value
+        os.environ[variable] = _environment_set_here[variable] = value
     try:
         args = TrainingArguments(**values)
     except (ValueError, TypeError) as error:
@@ -164,6 +167,7 @@ class BenchTrainer(Trainer):
         self.seen_dtype: torch.dtype | None = None
         self.train_loader: Any = None
         self.last_evaluation: tuple[int, Any] | None = None  # step and output
+        self.loss_sum: Tensor | float = 0.0  # of this process, in this session
         if not self.args.torch_compile:  # a hook would break the compiled graph
             _call_once_with_output_dtype(kwargs["model"], self._see_dtype)
 
@@ -195,6 +199,7 @@ class BenchTrainer(Trainer):
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """Refuse to go on in another precision than was asked for."""
         loss = super().training_step(*args, **kwargs)
+        self.loss_sum = self.loss_sum + loss  # stays on the device
         if self.seen_dtype is not None and self.seen_dtype != self.requested_dtype:
             raise DeviceError(
                 f"{self.requested_dtype} was asked for, but the forward pass ran in "
@@ -222,9 +227,24 @@ class BenchTrainer(Trainer):
         self._save_clock(folder)
 
     def _save_clock(self, folder: Path) -> None:
+        state = self.clock.state() | {"loss_sum": self._loss_sum_of_all_sessions()}
         if self.args.should_save:
             folder.mkdir(parents=True, exist_ok=True)
-            write_json(self.clock.state(), folder / CLOCK_FILE)
+            write_json(state, folder / CLOCK_FILE)
+
+    def mean_training_loss(self) -> float | None:
+        """Return the mean loss of all optimizer steps, ``None`` if it is not finite.
+
+        Trainer's own mean is one of the last session only, and passes over what is not finite.
+        """
+        total = self._loss_sum_of_all_sessions()
+        return None if total is None else total / max(self.state.global_step, 1)
+
+    def _loss_sum_of_all_sessions(self) -> float | None:
+        mine = torch.as_tensor(self.loss_sum, dtype=torch.float32, device=self.args.device)
+        total = float(self.accelerator.reduce(mine, reduction="mean"))
+        earlier = self.clock.times.loss_sum
+        return None if earlier is None or not math.isfinite(total) else earlier + total
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None

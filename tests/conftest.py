@@ -1,4 +1,4 @@
-"""What all tests share: no network, one thread, caches of their own, and the real data where it is there."""
+"""What all tests share: no network, one thread, caches of their own, and the real data."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-# Before any library reads them. Two processes with two threads each on two cores wait for each other most of the time.
+# Before any library reads them. Two processes of two threads each wait for each other on two cores.
 _CACHE = tempfile.TemporaryDirectory(prefix="hfbench-tests-", ignore_cleanup_errors=True)
 os.environ["HF_HOME"] = _CACHE.name
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -19,7 +19,7 @@ for _name in ("HF_TOKEN", "HF_ENDPOINT", "HF_DATASETS_CACHE", "WORLD_SIZE", "RAN
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """Return the folder with real CIFAR-10, CIFAR-100 and a pretrained checkpoint; it lies beside the checkout."""
+    """Return the folder with real CIFAR and a pretrained checkpoint, beside the checkout."""
     folder = Path(__file__).parents[2] / "shared"
     if not (folder / "data" / "cifar10").is_dir():
         pytest.skip("needs ../shared with data/cifar10, data/cifar100 and models/mobilenetv2_100")

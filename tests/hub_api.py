@@ -40,7 +40,7 @@ _ROUTES: tuple[tuple[str, str, str, bool], ...] = (
 )
 
 
-class Refusal(Exception):
+class Refusal(Exception):  # noqa: N818 - a reply
     """An error reply; `code` is the `X-Error-Code` that clients turn into their own exceptions."""
 
     def __init__(

@@ -140,7 +140,7 @@ class _Handler(BaseHTTPRequestHandler):
             reply = self.server.api.answer(request)
         except Refusal as refusal:
             reply = Reply({"error": str(refusal)}, refusal.status, refusal.headers)
-        except Exception as error:  # noqa: BLE001 - a server answers 500 and goes on
+        except Exception as error:
             traceback.print_exc()
             reply = Reply({"error": repr(error)}, 500, {"Connection": "close"})
         for _ in body:  # what is left unread would be taken for the next request
@@ -148,7 +148,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.requests.append((self.command, address.path, reply.status))
         self._send(reply)
 
-    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _answer
+    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _answer  # noqa: N815 - the base class names them
 
     def _body(self) -> Iterator[bytes]:
         """Yield the request's body, whether it came with a length or chunked."""
@@ -178,5 +178,5 @@ class _Handler(BaseHTTPRequestHandler):
         for chunk in chunks:
             self.wfile.write(chunk)
 
-    def log_message(self, format: str, *args: Any) -> None:
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class names it
         """Keep the terminal clean; `HubServer.requests` has it all."""

@@ -245,7 +245,6 @@ def test_folder_without_an_archive_is_none(tmp_path: Path) -> None:
     assert find_archive(tmp_path) is None
 
 
-
 # --- pickles that would run something ---
 
 

@@ -17,7 +17,7 @@ from hfbench.callbacks import LogFile, StopOnSignal
 from hfbench.errors import Interrupted
 from hfbench.result import find_runs
 from hfbench.runner import run_recipe
-from tests.test_training import TIMM, make_trainer, tiny_recipe, vit_config, write_model
+from tests.builders import TIMM, make_trainer, tiny_recipe, vit_config, write_model
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ import pytest
 from hfbench.comparison import Comparison, Difference, Row, compare
 from hfbench.errors import ComparisonError
 from hfbench.result import Metrics, Result, Switch
-from tests.test_result import make_recipe, make_result, make_split
+from tests.builders import make_recipe, make_result, make_split
 
 
 def rows(comparison: Comparison) -> dict[str, Row]:

@@ -54,7 +54,7 @@ def test_relative_links_lead_to_files_and_headings(page: Path) -> None:
     ],
 )
 def test_documented_commands_parse(page: Path, command: str) -> None:
-    words = shlex.split(command.replace("<run id>", "run"))
+    words = shlex.split(command.replace("<run id>", "run"), comments=True)
     words = words[words.index("hfbench") + 1 :]
     group = typer.main.get_command(app)
     name, *rest = words

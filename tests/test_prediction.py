@@ -15,7 +15,7 @@ from hfbench.errors import DataError, HubError, ModelError
 from hfbench.prediction import predict
 from hfbench.runner import run_recipe
 from hfbench.sources import load_splits
-from tests.test_training import tiny_recipe, vit_config, write_model
+from tests.builders import tiny_recipe, vit_config, write_model
 
 
 class Finished(NamedTuple):

@@ -9,138 +9,14 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from hfbench.environment import Environment
 from hfbench.errors import ResultError
-from hfbench.recipe import Recipe
 from hfbench.result import (
-    DataInfo,
-    Memory,
-    Metrics,
-    ModelInfo,
-    Result,
-    SplitMetrics,
-    Switch,
-    Throughput,
-    Times,
-    Training,
     find_runs,
     load_result,
     save_result,
     write_json,
 )
-from tests.test_training import tiny_recipe
-
-
-def make_recipe(**changes: Any) -> Recipe:
-    """Return a recipe; a change to a section is merged into it."""
-    content = tiny_recipe().as_json()
-    for name, value in changes.items():
-        merge = isinstance(value, dict) and isinstance(content[name], dict)
-        content[name] = content[name] | value if merge else value
-    return Recipe.model_validate(content)
-
-
-def make_split(accuracy: float, **changes: Any) -> SplitMetrics:
-    """Return what was measured on a split of 20 images of two classes."""
-    values: dict[str, Any] = {
-        "samples": 20,
-        "loss": 0.5,
-        "accuracy": accuracy,
-        "f1_macro": accuracy - 0.01,
-        "f1_weighted": accuracy - 0.02,
-        "f1_per_class": {"cat": accuracy, "dog": accuracy - 0.02},
-        "top5_accuracy": None,
-    }
-    return SplitMetrics(**(values | changes))
-
-
-def make_result(**changes: Any) -> Result:
-    """Return a result of round numbers; a change to a part is merged into it."""
-    environment = Environment(
-        device_type="cpu",
-        device_name="Some CPU",
-        device_count=1,
-        device_memory_mib=None,
-        cpu="Some CPU",
-        cpu_cores=2,
-        memory_mib=8000.0,
-        torch_threads=1,
-        platform="Linux 6 x86_64",
-        python="3.12.0",
-        cuda=None,
-        packages={"torch": "2.15.0"},
-        hfbench_commit=None,
-    )
-    recipe = make_recipe()
-    parts: dict[str, Any] = {
-        "run_id": "20260101T000000000-abcdef01",
-        "created_at": "2026-01-01T00:00:00+00:00",
-        "recipe": recipe,
-        "recipe_sha256": recipe.digest(),
-        "model": ModelInfo(
-            architecture="ViTForImageClassification",
-            initialization="pretrained",
-            revision=None,
-            parameters=1000,
-        ),
-        "data": DataInfo(
-            revision=None,
-            train_samples=48,
-            eval_samples=20,
-            label_names=["cat", "dog"],
-            image_height=32,
-            image_width=32,
-            train_fingerprint="a" * 64,
-            eval_fingerprint="b" * 64,
-            notes=[],
-        ),
-        "training": Training(
-            optimizer_steps=12,
-            epochs=2.0,
-            per_device_train_batch_size=8,
-            gradient_accumulation_steps=1,
-            world_size=1,
-            effective_batch_size=8,
-            train_loss=1.0,
-            sessions=1,
-        ),
-        "metrics": Metrics(test=make_split(0.80), train=make_split(0.90)),
-        "times": Times(
-            setup_seconds=5.0,
-            execution_seconds=100.0,
-            train_seconds=80.0,
-            first_step_seconds=2.0,
-            data_wait_seconds=10.0,
-            evaluation_seconds=15.0,
-            save_seconds=5.0,
-            final_evaluation_seconds=3.0,
-            final_save_seconds=1.0,
-            total_seconds=109.0,
-        ),
-        "throughput": Throughput(
-            samples_per_second=50.0, warmup_steps=3, measured_samples=4000, measured_seconds=80.0
-        ),
-        "memory": Memory(peak_process_memory_mib=1000.0, peak_device_memory_mib=None),
-        "switches": {"precision": Switch(requested="fp32", applied="fp32")},
-        "environment": environment,
-    }
-    for name, value in changes.items():
-        part = parts.get(name)
-        merge = isinstance(value, dict) and hasattr(part, "model_copy")
-        parts[name] = part.model_copy(update=value) if merge and part is not None else value
-    return Result(**parts)
-
-
-def save_run(root: Path, name: str, run_id: str, *, finished: bool = True) -> Path:
-    """Write the folder of a run."""
-    folder = root / name / run_id
-    folder.mkdir(parents=True)
-    recipe = make_recipe(name=name)
-    write_json(recipe.as_json(), folder / "recipe.json")
-    if finished:
-        save_result(make_result(recipe=recipe, run_id=run_id), folder)
-    return folder
-
+from tests.builders import make_recipe, make_result, save_run
 
 # Writing
 

@@ -31,8 +31,8 @@ from hfbench.recipe import Recipe, load_recipe
 from hfbench.result import Result, find_runs, load_result
 from hfbench.runner import run_recipe
 from hfbench.sources import load_splits
+from tests.builders import tiny_recipe, vit_config, write_model
 from tests.hub_content import CIFAR10_NAMES, write_cifar_parquet
-from tests.test_training import tiny_recipe, vit_config, write_model
 
 
 class Finished(NamedTuple):
@@ -474,7 +474,6 @@ def test_model_error_leaves_no_folder(vit: Path, tmp_path: Path) -> None:
     [
         ({"optim": "sgd", "optim_args": "momentum=x"}, None),
         ({"optim": "adamw_bnb_8bit"}, "bitsandbytes"),
-        ({"use_liger_kernel": True}, "liger_kernel"),
     ],
 )
 def test_argument_that_only_the_trainer_refuses_leaves_no_folder(

@@ -18,7 +18,7 @@ from hfbench.tables import (
     result_table,
     run_table,
 )
-from tests.test_result import make_recipe, make_result, make_split, save_run
+from tests.builders import make_recipe, make_result, make_split, save_run
 
 
 def show(what: RenderableType) -> str:

@@ -11,124 +11,27 @@ import pytest
 import torch
 from torch import Tensor, nn
 from transformers import (
-    AutoModelForImageClassification,
     PreTrainedConfig,
     Swinv2Config,
     TrainerCallback,
     TrainerControl,
     TrainerState,
     TrainingArguments,
-    ViTConfig,
-    ViTImageProcessor,
     set_seed,
 )
 
-from hfbench.clock import Clock
 from hfbench.data import ImageBatches
 from hfbench.errors import DeviceError, RecipeError
-from hfbench.models import load_model, open_model
-from hfbench.preprocessing import Preprocessing
-from hfbench.recipe import Recipe, check_recipe
 from hfbench.runner import run_recipe
-from hfbench.sources import load_splits
 from hfbench.switches import observe_switches
 from hfbench.training import (
     BenchTrainer,
     EpochSampler,
-    build_trainer,
     build_training_arguments,
     cross_entropy_loss,
     set_tf32,
 )
-
-TIMM = "timm/test_resnet.r160_in1k"  # 0.4 million parameters, with batch norm
-TIMM_VIT = "timm/test_vit.r160_in1k"  # the same without
-
-
-def tiny_recipe(
-    model: str | Path = TIMM,
-    *,
-    pretrained: bool = False,
-    dataset: dict[str, Any] | None = None,
-    preprocessing: dict[str, Any] | None = None,
-    **training_args: Any,
-) -> Recipe:
-    """Return a recipe that trains in half a second: two epochs of 48 digits, six steps each."""
-    arguments = {
-        "use_cpu": True,
-        "num_train_epochs": 2,
-        "per_device_train_batch_size": 8,
-        "per_device_eval_batch_size": 20,
-        "learning_rate": 1e-3,
-        "optim": "adamw_torch",
-        "dataloader_pin_memory": False,
-        "save_strategy": "no",
-        "logging_steps": 1,
-        "disable_tqdm": True,
-        "report_to": "none",
-    }
-    images = {"name_or_path": "digits", "max_train_samples": 48, "max_eval_samples": 20}
-    content = {
-        "name": "tiny",
-        "variant": "untuned",
-        "model": {"name_or_path": str(model), "pretrained": pretrained},
-        "dataset": images | (dataset or {}),
-        "preprocessing": {"image_size": 32} | (preprocessing or {}),
-        "training_args": arguments | training_args,
-    }
-    recipe, problems = check_recipe(content)
-    assert recipe is not None
-    assert problems == []
-    return recipe
-
-
-def vit_config(**changes: Any) -> ViTConfig:
-    """Return the configuration of a ViT with two layers; its dropout is 0."""
-    small = {
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "intermediate_size": 64,
-        "image_size": 32,
-        "patch_size": 8,
-        "num_labels": 10,
-    }
-    return ViTConfig(**(small | changes))
-
-
-def write_model(folder: Path, config: PreTrainedConfig) -> Path:
-    """Write a classifier with random weights, and an image processor."""
-    torch.manual_seed(0)
-    AutoModelForImageClassification.from_config(config).save_pretrained(folder)
-    size = config.image_size
-    ViTImageProcessor(size={"height": size, "width": size}).save_pretrained(folder)
-    return folder
-
-
-def make_trainer(
-    recipe: Recipe, folder: Path, callbacks: Sequence[TrainerCallback] = ()
-) -> BenchTrainer:
-    """Put a trainer together from the parts that a run uses."""
-    args = build_training_arguments(recipe, folder)
-    source = open_model(recipe)
-    train, test = load_splits(recipe.dataset, recipe.preprocessing.image_size, "bilinear")
-    set_seed(args.seed)
-    model, _ = load_model(recipe, source, train.label_names)
-    preprocessing = Preprocessing(
-        source.normalization, recipe.preprocessing.augmentation, args.seed
-    )
-    location = recipe.preprocessing.location
-    return build_trainer(
-        recipe,
-        args,
-        model,
-        preprocessing,
-        ImageBatches(train, preprocessing, location, augment=True),
-        ImageBatches(test, preprocessing, location, augment=False),
-        None,
-        Clock(),
-        list(callbacks),
-    )
+from tests.builders import TIMM, TIMM_VIT, make_trainer, tiny_recipe, vit_config, write_model
 
 
 def weights(trainer: BenchTrainer) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
 """Run hfbench as a user does: a command line in a process of its own.
 
-Two thirds of a short run are imports. So there are two ways: `run_fresh` starts a new interpreter, and `WarmCommand` forks
-one that has the libraries imported already and runs the same ``__main__``. Each command is tested fresh at least once.
+Two thirds of a short run are imports. So there are two ways: `run_fresh` starts a new interpreter,
+and `WarmCommand` forks one that has the libraries imported already and runs the same ``__main__``.
 """
 
 from __future__ import annotations
@@ -140,7 +140,8 @@ class WarmCommand:
         Args:
             arguments: Of hfbench.
             folder: To run it in.
-            variables: Added to the environment; what libraries read while they are imported comes too late.
+            variables: Added to the environment; those that libraries read while they are imported
+                come too late.
         """
         output = Path(tempfile.mkdtemp(dir=os.environ["HF_HOME"]))
         order = {
@@ -195,7 +196,7 @@ class Running:
         return Done(code, stdout, stderr, seconds)
 
 
-def wait_until_written(folder: Path, pattern: str, timeout: float = 60) -> Path:
+def wait_until_written(folder: Path, pattern: str, timeout: float = 30) -> Path:
     """Wait until a file that matches a glob pattern is there, and return it."""
     end = time.monotonic() + timeout
     while time.monotonic() < end:
@@ -270,7 +271,7 @@ def _become_command(order: dict[str, Any]) -> NoReturn:
     except BaseException:
         traceback.print_exc()
         code = 1
-    # Taking down a copy of every library takes 1.5 s; what is registered for the end runs all the same.
+    # Taking every library down takes 1.5 s; what is registered for the end runs all the same.
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -13,7 +13,6 @@ from tests.integration.commands import (
     Done,
     WarmCommand,
     build_environment,
-    only_run,
     run_fresh,
 )
 

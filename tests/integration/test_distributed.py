@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,14 +15,16 @@ from tests.hub_content import write_vit_checkpoint
 from tests.integration.commands import (
     Done,
     WarmCommand,
+    build_environment,
     find_free_port,
     only_run,
     read_result,
     run_fresh,
 )
 
-# ViT has no batch norm, so that two processes train on what one would with batches twice as large. 101 test images do not
-# divide by anything. AdamW would turn rounding into steps of a fixed size where a gradient is almost zero; SGD does not.
+# ViT has no batch norm, so that two processes train like one with batches twice as large. 101 test
+# images do not divide by anything. Where a gradient is almost zero, AdamW would turn rounding into
+# steps of a fixed size; SGD does not.
 DATA = (
     "dataset.max_train_samples=64",
     "dataset.max_eval_samples=101",
@@ -47,11 +50,14 @@ def torchrun() -> list[str]:
     return [*launch, "--master_port", str(find_free_port()), "-m", "hfbench"]
 
 
-def run_recipe(command: Sequence[str], model: Path, folder: Path, *overrides: str) -> Done:
+def run_recipe(
+    command: Sequence[str], model: Path, folder: Path, *overrides: str, **variables: str
+) -> Done:
     """Run the recipe of this file by some command."""
     model_overrides = [f"model.name_or_path={model}", "model.pretrained=true"]
     arguments = ["recipe", "quickstart_untuned", *DATA, *model_overrides, *overrides]
-    return run_fresh(arguments, folder, command=command)
+    environment = build_environment(**variables)
+    return run_fresh(arguments, folder, command=command, environment=environment)
 
 
 def read_losses(run: Path) -> list[float]:
@@ -129,7 +135,13 @@ def test_processes_that_the_launcher_did_not_start_are_an_error(vit: Path, tmp_p
 
 
 def test_mistake_under_a_launcher_is_said_once(vit: Path, tmp_path: Path) -> None:
-    done = run_recipe(torchrun(), vit, tmp_path, "training_args.learning_ratee=1")
+    # The launcher kills all processes as soon as one has failed; the one that speaks is late here.
+    late = tmp_path / "late"
+    late.mkdir()
+    code = "import os, time\nif os.environ.get('RANK') == '0':\n    time.sleep(2)\n"
+    (late / "sitecustomize.py").write_text(code)
+    path = os.pathsep.join([str(late), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = run_recipe(torchrun(), vit, tmp_path, "training_args.learning_ratee=1", PYTHONPATH=path)
     assert done.exit_code != 0
     said = [line for line in done.stderr.splitlines() if "did you mean learning_rate?" in line]
     assert len(said) == 1

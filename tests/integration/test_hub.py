@@ -1,4 +1,4 @@
-"""A run is pushed whole, once, and without secrets; what would prevent it is found before training."""
+"""A run is pushed whole, once, and without secrets; obstacles are found before training."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""All twelve CIFAR recipes run as shipped, but for two steps; from the Hub, then offline from the cache.
+"""All twelve CIFAR recipes run as shipped, but for two steps: from the Hub, then from the cache.
 
-The local Hub has the five repositories under their real names: tiny models with random weights, 100 made-up images. Where a
-recipe cannot run on a CPU, the overrides are those that its own error message gives.
+The local Hub has the five repositories under their real names: tiny models with random weights, and
+100 made-up images a split. Where a recipe cannot run on a CPU, the overrides are those that its own
+error message gives.
 """
 
 from __future__ import annotations
@@ -32,12 +33,22 @@ RECIPES = [
     for dataset in ("cifar10", "cifar100")
     for variant in ("untuned", "tuned")
 ]
+# One data set is enough for a default run of the tests; the other half has the marker.
+SOME = [
+    name if "_cifar100_" in name else pytest.param(name, marks=pytest.mark.slow) for name in RECIPES
+]
+FEW = [
+    name
+    if name in ("efficientnet_b0_cifar100_untuned", "vit_cifar100_untuned")
+    else pytest.param(name, marks=pytest.mark.slow)
+    for name in RECIPES
+]
 TWO_STEPS = "training_args.max_steps=2"
 TRAIN, TEST = 100, 100
 
 
 class Hub:
-    """A served Hub, a command that sees it, and after `go_offline` one that has only what the first has cached."""
+    """A served Hub, commands that share one cache of it, and the results of the runs so far."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.home = root, root / "home"
@@ -95,10 +106,8 @@ def run_as_advised(command: WarmCommand, name: str, folder: Path) -> Done:
     return done.check()
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_recipe_runs_from_the_hub(
-    hub: Hub, online: WarmCommand, tmp_path: Path, name: str
-) -> None:
+@pytest.mark.parametrize("name", SOME)
+def test_recipe_runs_from_the_hub(hub: Hub, online: WarmCommand, tmp_path: Path, name: str) -> None:
     done = run_as_advised(online, name, tmp_path)
     result = hub.results[name] = read_result(only_run(tmp_path / "runs"))
     recipe = result["recipe"]
@@ -120,17 +129,20 @@ def test_recipe_runs_from_the_hub(
     assert bool(re.search(r"this run ┃ +reference ┃", done.stdout)) == tuned
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", SOME)
 def test_result_records_the_commits_of_model_and_data(hub: Hub, name: str) -> None:
     if name not in hub.results:
         pytest.skip("needs test_recipe_runs_from_the_hub of the same recipe")
     result = hub.results[name]
     model, dataset = (result["recipe"][part]["name_or_path"] for part in ("model", "dataset"))
     revisions = {part: result[part]["revision"] for part in ("model", "data")}
-    assert revisions == {"model": hub.commit("model", model), "data": hub.commit("dataset", dataset)}
+    assert revisions == {
+        "model": hub.commit("model", model),
+        "data": hub.commit("dataset", dataset),
+    }
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", FEW)
 def test_recipe_runs_again_offline_from_the_cache(
     hub: Hub, offline: WarmCommand, tmp_path: Path, name: str
 ) -> None:
