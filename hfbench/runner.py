@@ -95,6 +95,7 @@ def run_recipe(
         start = time.perf_counter()
         found, logits = _evaluate(recipe, trainer, inputs)
         evaluated = time.perf_counter()
+    trainer.close_loaders()
     if args.should_save:
         _save(trainer, inputs, logits, recipe, folder)
         result = record(

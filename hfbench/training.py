@@ -166,6 +166,7 @@ class BenchTrainer(Trainer):
         self.requested_dtype = requested_dtype
         self.seen_dtype: torch.dtype | None = None
         self.train_loader: Any = None
+        self._loaders: list[Any] = []
         self.last_evaluation: tuple[int, Any] | None = None  # step and output
         self.loss_sum: Tensor | float = 0.0  # of this process, in this session
         if not self.args.torch_compile:  # a hook would break the compiled graph
@@ -175,6 +176,22 @@ class BenchTrainer(Trainer):
         """Keep the loader, to see afterwards what it did."""
         self.train_loader = super().get_train_dataloader()
         return self.train_loader
+
+    def _get_dataloader(self, *args: Any, **kwargs: Any) -> Any:
+        loader = super()._get_dataloader(*args, **kwargs)
+        self._loaders.append(loader)
+        return loader
+
+    def close_loaders(self) -> None:
+        """Stop persistent workers.
+
+        Left to the garbage collector, each is waited for 5 s, perhaps in the next run's time.
+        """
+        for loader in self._loaders:
+            base = getattr(loader, "base_dataloader", loader)
+            if getattr(base, "_iterator", None) is not None:
+                base._iterator._shutdown_workers()
+                base._iterator = None
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler[int]:
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed

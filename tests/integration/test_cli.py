@@ -131,7 +131,7 @@ def test_validate_reports_every_problem_of_every_recipe_at_once(
         "mine.json has 12 problems:",
         "model: missing",
         "learning_ratee: unknown; did you mean learning_rate?",
-        '"1e-4" is text, expected a number; write 1e-4 without quotes',
+        'found "1e-4", expected a number; write 1e-4 without quotes',
         "warmup_ratio: removed in transformers 5; write warmup_steps",
         "output_dir: hfbench sets this itself; use --output-dir",
         "fp16 and bf16 exclude each other",
