@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +54,8 @@ def load_config(recipe: Recipe, path: str, revision: str | None) -> Any:
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
     if is_known_without_checkpoint(recipe) and not Path(path).exists():
+        if revision:
+            logger.warning(f"model.revision={revision} is not used: fresh weights have none.")
         if path.startswith("timm/"):
             return _known_timm_config(path.removeprefix("timm/"))
         return _known_configs()[path]()
@@ -66,6 +69,15 @@ def load_config(recipe: Recipe, path: str, revision: str | None) -> Any:
             f"model {path}: config.json has no pretrained_cfg, so mean and deviation are unknown."
         )
     return config
+
+
+def find_commit(name: str, revision: str | None) -> str | None:
+    """Return the commit of a model on the Hub, after which the cache names its folder."""
+    from transformers.utils import cached_file
+
+    file = cached_file(name, "config.json", revision=revision)
+    folder = Path(file).parent.name if file else ""
+    return folder if re.fullmatch("[0-9a-f]{40}", folder) else None
 
 
 def _known_configs() -> dict[str, Any]:

@@ -7,12 +7,13 @@ import json
 import logging
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from hfbench.errors import HfbenchError, Interrupted
+from hfbench.errors import HfbenchError, Interrupted, ResultError
 
 app = typer.Typer(
     name="hfbench",
@@ -42,15 +43,21 @@ Overrides = Annotated[
 ]
 
 
+_PATIENCE_SECONDS = 10
+
+
 def main() -> None:
     """Run the command line; a user's error becomes a message and exit code 2."""
     _log_to_stderr()
     try:
         app()
     except HfbenchError as error:
-        if _is_main_process():
-            prefix = "" if isinstance(error, Interrupted) else "Error: "
-            print(f"{prefix}{error}", file=sys.stderr)
+        if not _is_main_process():
+            # The launcher ends all when one ends: let process 0 speak first. If it does not fail,
+            # this is the only one that knows.
+            time.sleep(_PATIENCE_SECONDS)
+        prefix = "" if isinstance(error, Interrupted) else "Error: "
+        print(f"{prefix}{error}", file=sys.stderr)
         _leave(error.exit_code)
     except KeyboardInterrupt:
         print("Stopped.", file=sys.stderr)
@@ -145,7 +152,15 @@ def compare_command(
     from hfbench.comparison import compare
     from hfbench.result import load_result
 
-    comparison = compare(load_result(baseline), load_result(candidate))
+    results, problems = [], []
+    for path in (baseline, candidate):
+        try:
+            results.append(load_result(path))
+        except ResultError as error:
+            problems.append(str(error))
+    if problems:
+        raise ResultError("\n".join(problems))
+    comparison = compare(*results)
     if as_json:
         from dataclasses import asdict
 

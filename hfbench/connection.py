@@ -48,13 +48,16 @@ def use_cache_if_unreachable() -> None:
         sys.modules["datasets"].config.HF_HUB_OFFLINE = True
 
 
-def explain_hub_failure(kind: str, name: str, error: BaseException) -> HfbenchError:
+def explain_hub_failure(
+    kind: str, name: str, error: BaseException, option: str | None = None
+) -> HfbenchError:
     """Turn what a client raised into one sentence that says what to do.
 
     Args:
         kind: ``dataset`` or ``model``.
         name: As the recipe has it.
         error: What `datasets` or `transformers` raised.
+        option: What the name was given as; by default the recipe's ``<kind>.name_or_path``.
     """
     from huggingface_hub import constants
     from huggingface_hub import errors as hub
@@ -79,14 +82,15 @@ def explain_hub_failure(kind: str, name: str, error: BaseException) -> HfbenchEr
         why = f"the Hub ({constants.ENDPOINT}) is out of reach"
         if constants.HF_HUB_OFFLINE and not _switched_off:
             why = "HF_HUB_OFFLINE forbids to ask the Hub"
+        advice = _OFFLINE_ADVICE[kind] if option is None else "a folder"
         return HubError(
-            f"{kind}.name_or_path: {not_here}, {name} is not in the cache, and {why}. Offline "
-            f"works: {_OFFLINE_ADVICE[kind]}."
+            f"{option or kind + '.name_or_path'}: {not_here}, {name} is not in the cache, and "
+            f"{why}. Offline works: {advice}."
         )
     if kinds & {"RepositoryNotFoundError", "DatasetNotFoundError", "HFValidationError"}:
         return failure(
-            f"{kind}.name_or_path: {not_here}, and no {kind} of that name on the Hub (or it is "
-            f"private: log in with "
+            f"{option or kind + '.name_or_path'}: {not_here}, and no {kind} of that name on the "
+            f"Hub (or it is private: log in with "
             '"hf auth login").'
         )
     return failure(f"{kind} {name} cannot be loaded: {first_line(chain[-1])}")

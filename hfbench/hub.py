@@ -130,7 +130,12 @@ def push(result: Result, folder: Path, target: PushTarget) -> HubInfo:
             f"The run is finished, but pushing {folder} to {target.repo_id} failed: "
             f"{first_line(error)} Try again with the same command; nothing is trained anew."
         ) from error
-    return HubInfo(repo_id=repo_id, url=f"{api.endpoint}/{repo_id}", commit=commit.oid)
+    return HubInfo(
+        repo_id=repo_id,
+        revision=target.revision,
+        url=f"{api.endpoint}/{repo_id}",
+        commit=commit.oid,
+    )
 
 
 def public_recipe(recipe: Recipe) -> Recipe:

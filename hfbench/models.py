@@ -15,7 +15,13 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as F
 
-from hfbench.checkpoints import build_image_processor, load_config, read_normalization
+from hfbench.checkpoints import (
+    build_image_processor,
+    find_commit,
+    is_known_without_checkpoint,
+    load_config,
+    read_normalization,
+)
 from hfbench.connection import explain_hub_failure
 from hfbench.errors import ModelError, first_line
 from hfbench.preprocessing import Normalization, Preprocessing
@@ -42,12 +48,14 @@ class ModelSource:
         image_processor: Set to what training does: a plain resize to the recipe's size.
         normalization: The same, for `Preprocessing`.
         path: What `from_pretrained` is given.
+        revision: Commit on the Hub; ``None`` for a folder or an architecture known without one.
     """
 
     config: PreTrainedConfig
     image_processor: Any
     normalization: Normalization
     path: str
+    revision: str | None
 
 
 def open_model(recipe: Recipe) -> ModelSource:
@@ -75,7 +83,13 @@ def open_model(recipe: Recipe) -> ModelSource:
         if local.exists():
             raise ModelError(f"model {name} cannot be loaded: {first_line(error)}") from error
         raise explain_hub_failure("model", name, error) from error
-    return ModelSource(config, build_image_processor(normalization), normalization, path)
+    processor = build_image_processor(normalization)
+    commit = (
+        None
+        if local.exists() or is_known_without_checkpoint(recipe)
+        else find_commit(path, revision)
+    )
+    return ModelSource(config, processor, normalization, path, commit)
 
 
 def load_model(

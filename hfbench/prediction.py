@@ -45,7 +45,7 @@ def predict(
     except Exception as error:  # each library raises its own kinds
         if local:
             raise ModelError(f"{model} cannot be loaded: {error}") from error
-        raise explain_hub_failure("model", model, error) from error
+        raise explain_hub_failure("model", model, error, option="MODEL") from error
     classes = int(classify.model.config.num_labels or top_k)
     return [classify(picture, top_k=min(top_k, classes)) for picture in pictures]
 

@@ -71,7 +71,7 @@ def record(
     )
 
 
-def describe_model(model: PreTrainedModel, initialization: str) -> ModelInfo:
+def describe_model(model: PreTrainedModel, initialization: str, revision: str | None) -> ModelInfo:
     """Describe the classifier that was trained."""
     timm_name = getattr(model.config, "architecture", None)
     kind = type(model).__name__
@@ -79,7 +79,7 @@ def describe_model(model: PreTrainedModel, initialization: str) -> ModelInfo:
     return ModelInfo(
         architecture=f"{kind} ({timm_name})" if timm_name else kind,
         initialization=initialization,
-        revision=getattr(model.config, "_commit_hash", None),
+        revision=revision,
         parameters=sum(parameter.numel() for parameter in trainable),
     )
 

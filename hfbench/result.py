@@ -185,6 +185,7 @@ class HubInfo(_Part):
     """Where the model was pushed."""
 
     repo_id: str
+    revision: str | None
     url: str
     commit: str
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -50,6 +51,7 @@ class _Inputs:
 
     model: PreTrainedModel
     initialization: str
+    revision: str | None
     image_processor: Any
     preprocessing: Preprocessing
     train: ImageSplit
@@ -103,7 +105,7 @@ def run_recipe(
             folder.name,
             trainer,
             clock,
-            describe_model(inputs.model, inputs.initialization),
+            describe_model(inputs.model, inputs.initialization, inputs.revision),
             describe_data(inputs.train, inputs.test),
             found,
             train_loss,
@@ -123,7 +125,8 @@ def _check(recipe: Recipe, root: Path) -> tuple[TrainingArguments, hub.PushTarge
     if problems:
         raise DeviceError(str(HfbenchError.from_problems(recipe.name, problems)))
     target = hub.check_push(recipe)
-    args = build_training_arguments(recipe, root)
+    # Trainer makes the folder that it is given; the run's own comes when nothing can fail any more.
+    args = build_training_arguments(recipe, Path(tempfile.gettempdir()))
     wanted = requested_processes()
     if wanted != args.world_size:
         raise DeviceError(
@@ -161,7 +164,15 @@ def _load(recipe: Recipe, args: TrainingArguments) -> _Inputs:
     left_over = len(train) % needed if args.world_size == 1 and not args.dataloader_drop_last else 0
     if left_over == 1 < needed:
         check_single_image(model, recipe.preprocessing.image_size, len(train), needed)
-    return _Inputs(model, initialization, source.image_processor, preprocessing, train, test)
+    return _Inputs(
+        model=model,
+        initialization=initialization,
+        revision=source.revision,
+        image_processor=source.image_processor,
+        preprocessing=preprocessing,
+        train=train,
+        test=test,
+    )
 
 
 def _load_data(recipe: Recipe) -> tuple[ModelSource, ImageSplit, ImageSplit]:
@@ -329,8 +340,10 @@ def _save(
 
 def _push(result: Result, folder: Path, target: hub.PushTarget | None) -> Result:
     """Push a finished run, unless it is there already."""
-    there = result.hub is not None and target is not None and result.hub.repo_id == target.repo_id
-    if target is None or there or not is_main_process():
+    if target is None or not is_main_process():
+        return result
+    place = (target.repo_id, target.revision)
+    if result.hub and (result.hub.repo_id, result.hub.revision) == place:
         return result
     pushed = result.model_copy(update={"hub": hub.push(result, folder, target)})
     save_result(pushed, folder)

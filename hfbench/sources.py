@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -261,13 +262,11 @@ class _Table(Source):
         return _read_column(self.splits[split], self.dataset.label_column)
 
     def _revision(self, split: str) -> str | None:
-        """Return the commit that `datasets` downloaded; it stands in the addresses of the files."""
-        addresses = self.splits[split].info.download_checksums or {}
-        commits = [
-            re.search(r"^hf://datasets/[^@]+@([0-9a-f]{40})/", str(address))
-            for address in addresses
-        ]
-        return commits[0].group(1) if commits and commits[0] else None
+        """Return the commit of a data set from the Hub: its cache is in a folder of that name."""
+        files = self.splits[split].cache_files
+        folder = Path(files[0]["filename"]).parent.name if files else ""
+        from_hub = not local_path(self.dataset.name_or_path).exists()
+        return folder if from_hub and re.fullmatch("[0-9a-f]{40}", folder) else None
 
     def _decode(
         self, rows: datasets.Dataset, split: str, index: np.ndarray

@@ -90,6 +90,8 @@ def _remarks(result: Result) -> list[str]:
     ]
     if result.metrics.test is None:
         lines.append("Synthetic data: labels mean nothing, so there is no accuracy.")
+    if result.training.train_loss is None:
+        lines.append("Training diverged: its loss is not a finite number.")
     if reference:
         lines.append(
             f"Reference: {reference.source}." + (f" {reference.note}" if reference.note else "")

@@ -58,6 +58,9 @@ def build_training_arguments(recipe: Recipe, output_dir: Path) -> TrainingArgume
     }
     if accelerator_type() is None:
         values["use_cpu"] = True  # the same device, and the only way to several processes on it
+    if values.get("use_cpu") and isinstance(values.get("accelerator_config"), dict):
+        # Nothing is copied; transformers would warn of memory that is not pinned.
+        values["accelerator_config"] = values["accelerator_config"] | {"non_blocking": False}
     values |= {
         "output_dir": str(output_dir),
         "remove_unused_columns": False,  # true deletes the image column

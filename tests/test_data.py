@@ -619,12 +619,16 @@ def test_missing_data_offline_says_what_works(name: str) -> None:
     assert "dataset.name_or_path=digits" in message
 
 
-def test_commit_of_a_data_set_on_the_hub_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commit_of_a_data_set_on_the_hub_is_kept(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     commit = "0123456789abcdef" * 2 + "01234567"
-    loaded = datasets.DatasetDict({"train": good(), "test": good(2)})
-    for name, split in loaded.items():
-        address = f"hf://datasets/someone/pets@{commit}/data/{name}.parquet"
-        split.info.download_checksums = {address: {"num_bytes": 1, "checksum": None}}
+    splits = {}
+    for name, rows in (("train", good()), ("test", good(2))):
+        cache = tmp_path / name / commit  # as the cache of the real Hub names its folders
+        rows.save_to_disk(cache)
+        splits[name] = datasets.load_from_disk(cache)
+    loaded = datasets.DatasetDict(splits)
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: loaded)
 
     assert [split.revision for split in load("someone/pets")] == [commit, commit]
