@@ -559,6 +559,13 @@ def test_column_without_images_is_refused(tmp_path: Path) -> None:
     assert "no images." in message
 
 
+# It divides by the number of rows when it writes.
+writes_no_rows = pytest.mark.skipif(
+    datasets.__version__.startswith("5.0"), reason="datasets 5.0 cannot write a split without rows"
+)
+
+
+@writes_no_rows
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_empty_split_is_refused(tmp_path: Path, split: str) -> None:
     for name in ("train", "test"):
@@ -570,6 +577,7 @@ def test_empty_split_is_refused(tmp_path: Path, split: str) -> None:
     assert "empty" in message
 
 
+@writes_no_rows
 def test_empty_split_saved_to_disk_is_refused_in_words(tmp_path: Path) -> None:
     message = load_error(saved(tmp_path, good(), good().select([])))
 

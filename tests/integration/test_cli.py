@@ -68,8 +68,9 @@ def test_help_of_each_command_lists_its_options(
     warm: WarmCommand, tmp_path: Path, command: str, words: list[str]
 ) -> None:
     shown = warm.run([command, "--help"], tmp_path).check().stdout
+    unwrapped = " ".join(shown.replace("│", " ").split())
     for word in [*words, "--help"]:
-        assert word in shown
+        assert word in unwrapped
     assert warm.run([command, "-h"], tmp_path).check().stdout == shown
 
 
@@ -174,11 +175,10 @@ def test_list_shows_runs_and_shipped_recipes(warm: WarmCommand, tmp_path: Path, 
 def test_schema_is_the_one_in_docs(warm: WarmCommand, tmp_path: Path) -> None:
     printed = json.loads(warm.run(["schema"], tmp_path).check().stdout)
     stored = json.loads((ROOT / "docs/recipe.schema.json").read_text("utf-8"))
-    arguments = [schema["properties"]["training_args"] for schema in (printed, stored)]
-    if f"transformers {version('transformers')};" not in arguments[1]["$comment"]:
-        for schema in arguments:  # names and help texts change from version to version
-            assert schema.pop("properties")["learning_rate"]["description"]
-            assert schema.pop("$comment")
+    arguments = [schema["properties"].pop("training_args") for schema in (printed, stored)]
+    if f"transformers {version('transformers')};" in arguments[1]["$comment"]:
+        assert arguments[0] == arguments[1]  # names and help texts change with the version
+    assert arguments[0]["properties"]["learning_rate"]["description"]
     assert printed == stored
 
 
