@@ -251,6 +251,8 @@ def _contradictions(values: Mapping[str, Any]) -> list[str]:
         )
     problems += _unknown_trackers(values.get("report_to"))
     accelerator = values.get("accelerator_config")
+    if isinstance(accelerator, str):
+        problems.append("training_args.accelerator_config: write the object itself, not a file.")
     if isinstance(accelerator, Mapping):
         problems += _accelerator_config_problems(accelerator)
     metric = str(values.get("metric_for_best_model") or "loss").removeprefix("eval_")
@@ -295,6 +297,10 @@ def _accelerator_config_problems(values: Mapping[str, Any]) -> list[str]:
         for name in ("non_blocking", "split_batches", "even_batches", "use_seedable_sampler")
         if name in values and not isinstance(values[name], bool)
     ]
+    if values.get("split_batches") is True:
+        problems.append(f"{where}.split_batches: true would change the batch size; leave it out.")
+    if values.get("gradient_accumulation_kwargs"):
+        problems.append(f"{where}.gradient_accumulation_kwargs: write gradient_accumulation_steps.")
     if values.get("even_batches") is False:
         problems.append(
             f"{where}.even_batches: false would let processes wait for each other forever; leave "

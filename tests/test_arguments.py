@@ -322,3 +322,15 @@ def test_steps_above_one_have_to_be_whole(name: str) -> None:
     with pytest.raises(ValueError, match="must be an integer if bigger than 1"):
         TrainingArguments(output_dir="unused", use_cpu=True, **strategy, **{name: 1.5})
     assert check_training_args({**strategy, name: 1.5})
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"split_batches": True}, "would change the batch size"),
+        ({"gradient_accumulation_kwargs": {"num_steps": 4}}, "gradient_accumulation_steps"),
+        ("accelerate.json", "write the object itself"),
+    ],
+)
+def test_accelerator_config_must_not_change_the_batch(config: Any, said: str) -> None:
+    assert said in only(accelerator_config=config)
