@@ -60,7 +60,8 @@ def main() -> None:
         print(f"{prefix}{error}", file=sys.stderr)
         _leave(error.exit_code)
     except KeyboardInterrupt:
-        print("Stopped.", file=sys.stderr)
+        if _is_main_process():
+            print("Stopped.", file=sys.stderr)
         _leave(Interrupted.exit_code)
 
 
