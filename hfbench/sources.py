@@ -286,13 +286,10 @@ class _Table(Source):
         encoded = _read_column(rows.cast_column(column, datasets.Image(decode=False)), column)
         with ThreadPoolExecutor() as pool:  # PIL decodes outside the interpreter's lock
             decoded = list(pool.map(_decode, encoded, chunksize=256))
-        names = [
-            f"{split} image {i}{_path(entry)}"
-            for i, entry in zip(index.tolist(), encoded, strict=True)
-        ]
+        numbered = [f"{split} image {number}" for number in index.tolist()]
         failed = [
-            f"{name}: {error}"
-            for name, error in zip(names, decoded, strict=True)
+            f"{name}{_path(entry)}: {error}"
+            for name, entry, error in zip(numbered, encoded, decoded, strict=True)
             if isinstance(error, str)
         ]
         if failed:
@@ -302,6 +299,9 @@ class _Table(Source):
                 f"{self.dataset.name_or_path}: {len(failed)} of {len(decoded)} images cannot be "
                 f"used:{shown}{more}"
             )
+        # For notes, which are published with a model: without the folders above the data set.
+        root = local_path(self.dataset.name_or_path).resolve()
+        names = [name + _path(entry, root) for name, entry in zip(numbered, encoded, strict=True)]
         return [picture for picture in decoded if not isinstance(picture, str)], names
 
 
@@ -411,8 +411,14 @@ def _root_cause(error: BaseException) -> str:
     return first_line(error)
 
 
-def _path(entry: dict[str, Any] | None) -> str:
-    return f" ({entry['path']})" if entry and entry.get("path") else ""
+def _path(entry: dict[str, Any] | None, root: Path | None = None) -> str:
+    """Say where an image lies, if it is a file; relative to `root`, or only its name outside it."""
+    if not entry or not entry.get("path"):
+        return ""
+    path = Path(entry["path"])
+    if root is not None:
+        path = path.relative_to(root) if path.is_relative_to(root) else Path(path.name)
+    return f" ({path})"
 
 
 def _list(names: Iterable[str]) -> str:
