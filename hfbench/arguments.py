@@ -309,6 +309,11 @@ def _accelerator_config_problems(values: Mapping[str, Any]) -> list[str]:
     return problems
 
 
+def takes_number(name: str) -> bool:
+    """Tell whether a training argument is a number that need not be whole."""
+    return _type_hints().get(name) is float
+
+
 def takes_text_only(name: str) -> bool:
     """Tell whether a training argument takes text, but neither number nor truth value."""
     hint = _type_hints().get(name)

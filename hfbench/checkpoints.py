@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -136,18 +137,39 @@ def read_normalization(
             tuple(resolved["mean"]),
             tuple(resolved["std"]),
         )
+        _check_normalization(found, path)
         config.pretrained_cfg = _plain_resize(config.pretrained_cfg, found)
         return found
     processor = _load_processor(recipe, config, path, revision)
     try:
         interpolation = _supported(_PIL_INTERPOLATION.get(int(processor.resample)))
-        return Normalization(
-            size, interpolation, tuple(processor.image_mean), tuple(processor.image_std)
-        )
+        if not getattr(processor, "do_rescale", True) or not math.isclose(
+            getattr(processor, "rescale_factor", 1 / 255), 1 / 255, rel_tol=1e-3
+        ):
+            raise ValueError("it does not scale pixels to [0, 1]")
+        mean, std = tuple(processor.image_mean), tuple(processor.image_std)
+        if not getattr(processor, "do_normalize", True):
+            mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+        found = Normalization(size, interpolation, mean, std)
+        _check_normalization(found, path)
+        return found
+    except ModelError:
+        raise
     except (AttributeError, TypeError, ValueError) as error:
         raise ModelError(
             f"model {recipe.model.name_or_path}: its image processor is not supported: {error}"
         ) from None
+
+
+def _check_normalization(found: Normalization, path: str) -> None:
+    """Refuse means and deviations that pixels in [0, 1] cannot have."""
+    for name, values, low in (("mean", found.mean, 0.0), ("std", found.std, 1e-6)):
+        numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
+        if len(values) != 3 or len(numbers) != 3 or not all(low <= v <= 1 for v in numbers):
+            raise ModelError(
+                f"model.name_or_path: {path} normalises with {name} {list(values)}; expected three "
+                f"numbers for pixels in [0, 1]."
+            )
 
 
 def _supported(interpolation: str | None) -> str:

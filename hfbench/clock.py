@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -157,6 +158,16 @@ class Clock(TrainerCallback):
             self.times.execution_seconds = self._before + time.perf_counter() - self._started
 
 
+def reset_memory(device: torch.device) -> None:
+    """Forget the peaks of earlier runs in this process; Linux alone can for resident memory."""
+    if device.type not in ("cpu", "mps"):
+        torch.accelerator.reset_peak_memory_stats()
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets VmHWM
+    except OSError:
+        return
+
+
 def measure_memory(device: torch.device) -> Memory:
     """Return the peaks of this process so far."""
     peak = None
@@ -172,6 +183,11 @@ def _peak_resident_mib() -> float:
         return float(psutil.Process().memory_info().peak_wset) / 2**20
     import resource
 
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return float(next(line.split()[1] for line in lines if line.startswith("VmHWM"))) / 2**10
+    except (OSError, StopIteration):
+        pass
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return (
         peak / 2**20 if sys.platform == "darwin" else peak / 2**10

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 from accelerate.utils import broadcast_object_list
+from filelock import FileLock, Timeout
 
 from hfbench.data import ImageSplit
 from hfbench.environment import is_main_process
+from hfbench.errors import ResultError
 from hfbench.metrics import probabilities
 from hfbench.recipe import Recipe
 from hfbench.result import RECIPE_FILE, Run, find_runs, write_json
@@ -41,7 +45,10 @@ def find_earlier_run(recipe: Recipe, root: Path, *, resume: bool, rerun: bool) -
         finished = [run for run in same if run.finished]
         unfinished = [run for run in same if not run.finished]
         if finished and not rerun:
-            logger.info(f"Already finished: {finished[-1].folder}; run it again with --rerun.")
+            logger.info(
+                f"Already finished: {finished[-1].folder}; whether files of the same names have "
+                f"changed since is not checked. Run it again with --rerun."
+            )
             choice = [finished[-1]]
         elif unfinished and resume:
             folder = unfinished[-1].folder
@@ -63,10 +70,32 @@ def make_folder(recipe: Recipe, root: Path) -> Path:
     moment = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")[:-3]
     choice = [root / recipe.name / f"{moment}-{recipe.digest()[:8]}"]
     if is_main_process():
-        choice[0].mkdir(parents=True)
+        try:
+            choice[0].mkdir(parents=True)
+        except OSError as error:
+            raise ResultError(f"--output-dir: {choice[0]} cannot be made: {error}") from None
         write_json(recipe.as_json(), choice[0] / RECIPE_FILE)
     broadcast_object_list(choice)
     return choice[0]
+
+
+@contextmanager
+def hold(folder: Path) -> Iterator[None]:
+    """Keep a run's folder to one process; a killed process lets go of it.
+
+    Raises:
+        ResultError: If another process is running in it.
+    """
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ResultError(f"{folder} is still running in another process; wait for it.") from None
+    try:
+        yield
+    finally:
+        lock.release()
+        (folder / ".lock").unlink(missing_ok=True)
 
 
 def newest_checkpoint(folder: Path) -> Path | None:

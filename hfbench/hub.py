@@ -250,7 +250,7 @@ def _time_table(result: Result) -> list[str]:
         ("steady-state training", "–" if speed is None else f"{speed:.1f} images/s"),
         ("optimizer steps", str(result.training.optimizer_steps)),
         ("effective batch size", str(result.training.effective_batch_size)),
-        ("precision, as seen", str(result.switches["precision"].applied)),
+        ("precision of training and evaluation", str(result.switches["precision"].applied)),
         ("peak memory of the process", f"{result.memory.peak_process_memory_mib:.0f} MiB"),
     ]
     if result.memory.peak_device_memory_mib is not None:

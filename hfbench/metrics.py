@@ -19,7 +19,7 @@ from sklearn.metrics import accuracy_score, f1_score, top_k_accuracy_score
 from hfbench.result import SplitMetrics
 
 TOP_K = 5
-_TOP_K_FROM = 20  # with fewer classes the top five say little
+TOP_K_FROM = 20  # with fewer classes the top five say little
 
 
 class Accuracy(evaluate.Metric):  # type: ignore[misc]
@@ -87,7 +87,7 @@ def score(logits: np.ndarray, labels: np.ndarray, label_names: Sequence[str]) ->
     classes = len(label_names)
     found = _quiet(Accuracy).compute(predictions=predictions, references=labels)
     found |= _quiet(F1).compute(predictions=predictions, references=labels, num_classes=classes)
-    if classes >= _TOP_K_FROM:
+    if classes >= TOP_K_FROM:
         ranked = np.nan_to_num(logits.astype(np.float32))  # scikit-learn refuses a diverged model's
         found |= _quiet(TopK).compute(predictions=ranked, references=labels)
     loss = torch.nn.functional.cross_entropy(scores, torch.from_numpy(labels).long()).item()

@@ -111,6 +111,7 @@ def load_model(
         ModelError: If weights are missing or the model does not take images of the recipe's size.
     """
     config = source.config
+    config.output_hidden_states = config.output_attentions = False  # logits are all that is read
     config.num_labels = len(label_names)  # first: setting it afterwards would overwrite the names
     config.id2label = dict(enumerate(label_names))
     config.label2id = {name: number for number, name in enumerate(label_names)}

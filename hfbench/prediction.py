@@ -9,6 +9,7 @@ from typing import Any
 from hfbench.connection import explain_hub_failure, use_cache_if_unreachable
 from hfbench.errors import DataError, HfbenchError, ModelError
 from hfbench.recipe import local_path
+from hfbench.result import RESULT_FILE
 
 
 def predict(
@@ -17,7 +18,8 @@ def predict(
     """Classify image files with transformers' own pipeline.
 
     Args:
-        model: ``model/`` of a run, the run's folder, or a model on the Hub.
+        model: ``model/`` of a run, the run's folder, ``runs/<recipe name>`` (its newest finished
+            run), or a model on the Hub.
         images: Files.
         top_k: How many classes to return for each.
 
@@ -31,6 +33,9 @@ def predict(
     """
     pictures = _open_images(images)
     path = local_path(model)
+    finished = sorted(path.glob(f"*/{RESULT_FILE}"))
+    if finished:  # runs/<recipe name>: its newest finished run
+        path = finished[-1].parent
     if (path / "model" / "config.json").is_file():
         path = path / "model"
     local = path.exists()
@@ -57,6 +62,9 @@ def _open_images(files: Sequence[str | os.PathLike[str]]) -> list[Any]:
     for file in files:
         try:
             with Image.open(file) as picture:
+                if picture.mode[0] in "IF":
+                    problems.append(f"{file} has more than 8 bits a channel; convert it to 8 bits.")
+                    continue
                 pictures.append(ImageOps.exif_transpose(picture).convert("RGB"))
         except FileNotFoundError:
             problems.append(f"{file} does not exist.")

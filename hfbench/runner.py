@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,12 @@ from transformers.integrations import TensorBoardCallback
 from hfbench import hub, metrics, plots
 from hfbench.callbacks import LogFile, StopOnSignal
 from hfbench.checkpoints import is_known_without_checkpoint
-from hfbench.clock import Clock
+from hfbench.clock import Clock, reset_memory
 from hfbench.connection import use_cache_if_unreachable
 from hfbench.data import ImageBatches, ImageSplit
 from hfbench.environment import check_machine, is_main_process, requested_processes
 from hfbench.errors import DeviceError, HfbenchError, HubError, Interrupted, RecipeError
-from hfbench.folders import find_earlier_run, make_folder, newest_checkpoint, save_predictions
+from hfbench.folders import find_earlier_run, hold, make_folder, newest_checkpoint, save_predictions
 from hfbench.models import (
     ModelSource,
     check_saved_processor,
@@ -80,15 +80,25 @@ def run_recipe(
         HfbenchError: For everything that the user can mend, before training where that is possible.
         Interrupted: After Ctrl-C; `resume` goes on.
     """
-    clock, stop, root = Clock(), StopOnSignal(), Path(output_dir)
+    with ExitStack() as held:
+        return _run(recipe, Path(output_dir), resume, rerun, held)
+
+
+def _run(recipe: Recipe, root: Path, resume: bool, rerun: bool, held: ExitStack) -> Result:
+    clock, stop = Clock(), StopOnSignal()
     with clock.measure("setup"):
         args, target = _check(recipe, root)
+        reset_memory(args.device)
         earlier = find_earlier_run(recipe, root, resume=resume, rerun=rerun)
         if earlier and earlier.finished:
             return _push(load_result(earlier.folder), earlier.folder, target)
+        if earlier and is_main_process():
+            held.enter_context(hold(earlier.folder))
         inputs = _load(recipe, args)
         trainer = _build(recipe, args, inputs, clock, stop)
         folder = earlier.folder if earlier else make_folder(recipe, root)
+        if not earlier and is_main_process():
+            held.enter_context(hold(folder))
         checkpoint = _prepare_folder(folder, trainer, clock)
 
     with _resumable(folder, stop, trainer):
@@ -156,6 +166,15 @@ def _load(recipe: Recipe, args: TrainingArguments) -> _Inputs:
         raise RecipeError(
             f"training_args.dataloader_drop_last: {len(train)} training images do not fill one "
             f"batch of {needed}, so that nothing would be trained; set it to false."
+        )
+    if (
+        args.metric_for_best_model
+        and "top5" in args.metric_for_best_model
+        and len(train.label_names) < metrics.TOP_K_FROM
+    ):
+        raise RecipeError(
+            f"training_args.metric_for_best_model: top-5 accuracy is measured from "
+            f"{metrics.TOP_K_FROM} classes on; there are {len(train.label_names)}. Use accuracy."
         )
     augmentation = recipe.preprocessing.augmentation
     preprocessing = Preprocessing(source.normalization, augmentation, args.seed)

@@ -133,9 +133,8 @@ def run_table(runs: Iterable[Run]) -> Table:
     """List runs with what they reached."""
     table = _PlainTable()
     for heading in ("recipe", "run", "state", "test accuracy", "F1 macro", "execution", "images/s"):
-        table.add_column(
-            heading, justify="right" if heading in ("execution", "images/s") else "left"
-        )
+        justify = "right" if heading in ("execution", "images/s") else "left"
+        table.add_column(heading, justify=justify, overflow="fold")
     for run in runs:
         name = run.folder.parent.name
         if not run.finished:

@@ -20,6 +20,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from hfbench.arguments import takes_number
 from hfbench.clock import Clock
 from hfbench.data import ImageBatches
 from hfbench.environment import accelerator_type
@@ -67,6 +68,9 @@ def build_training_arguments(recipe: Recipe, output_dir: Path) -> TrainingArgume
         "label_names": ["labels"],
         "push_to_hub": False,  # Trainer would upload training_args.bin, a pickle; hub.py pushes
     }
+    for name, value in values.items():
+        if takes_number(name) and isinstance(value, int):  # torch wants 0.0 for a beta, not 0
+            values[name] = float(value)
     values.setdefault("run_name", recipe.name)
     # Classifiers use all their parameters; looking for unused ones walks the graph in every step.
     values.setdefault("ddp_find_unused_parameters", False)
@@ -181,7 +185,13 @@ class BenchTrainer(Trainer):
         return self.train_loader
 
     def _get_dataloader(self, *args: Any, **kwargs: Any) -> Any:
-        loader = super()._get_dataloader(*args, **kwargs)
+        # Trainer would leave out the last batch of an evaluation too.
+        drop_last = self.args.dataloader_drop_last
+        self.args.dataloader_drop_last = drop_last and bool(kwargs.get("is_training"))
+        try:
+            loader = super()._get_dataloader(*args, **kwargs)
+        finally:
+            self.args.dataloader_drop_last = drop_last
         self._loaders.append(loader)
         return loader
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from transformers import TrainerControl, TrainerState
 
 import hfbench.clock
-from hfbench.clock import Clock, measure_memory
+from hfbench.clock import Clock, measure_memory, reset_memory
 
 CPU = torch.device("cpu")
 
@@ -247,3 +248,15 @@ def test_memory_of_a_cpu_run_is_the_process_alone() -> None:
     memory = measure_memory(CPU)
     assert memory.peak_device_memory_mib is None
     assert 50 < memory.peak_process_memory_mib < 1_000_000  # MiB, not KiB or bytes
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux can forget a peak")
+def test_peak_memory_is_one_of_this_run_not_of_earlier_ones() -> None:
+    cpu = torch.device("cpu")
+    block = bytearray(300 * 2**20)
+    block[:: 2**12] = b"x" * len(block[:: 2**12])  # touch every page
+    high = measure_memory(cpu).peak_process_memory_mib
+    del block
+    reset_memory(cpu)
+
+    assert measure_memory(cpu).peak_process_memory_mib < high - 200

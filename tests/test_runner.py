@@ -25,8 +25,9 @@ from hfbench.errors import (
     Interrupted,
     ModelError,
     RecipeError,
+    ResultError,
 )
-from hfbench.folders import newest_checkpoint
+from hfbench.folders import hold, make_folder, newest_checkpoint
 from hfbench.recipe import Recipe, load_recipe
 from hfbench.result import Result, find_runs, load_result
 from hfbench.runner import run_recipe
@@ -519,3 +520,42 @@ def test_out_of_memory_names_the_batch_size(
     expected = r"ran out of memory at per_device_train_batch_size=8: .*Halve it, and double"
     with pytest.raises(DeviceError, match=expected):
         run_recipe(tiny_recipe(vit, pretrained=True), tmp_path / "runs")
+
+
+def test_dropping_the_last_training_batch_keeps_every_test_image(vit: Path, tmp_path: Path) -> None:
+    # 20 test images in batches of 8; Trainer drops the last batch of an evaluation too.
+    recipe = tiny_recipe(
+        vit,
+        pretrained=True,
+        dataloader_drop_last=True,
+        per_device_eval_batch_size=8,
+        eval_strategy="epoch",
+    )
+    result = run_recipe(recipe, tmp_path)
+
+    assert result.metrics.test is not None
+    assert result.metrics.test.samples == 20
+    assert result.training.optimizer_steps == 12
+
+
+def test_run_that_goes_on_elsewhere_is_not_joined(vit: Path, tmp_path: Path) -> None:
+    recipe = tiny_recipe(vit, pretrained=True)
+    folder = make_folder(recipe, tmp_path)
+    with hold(folder), pytest.raises(ResultError, match="still running in another process"):
+        run_recipe(recipe, tmp_path, resume=True)
+
+    assert run_recipe(recipe, tmp_path, resume=True).run_id == folder.name
+    assert not (folder / ".lock").exists()
+
+
+def test_top5_of_few_classes_is_no_metric_to_choose_by(vit: Path, tmp_path: Path) -> None:
+    recipe = tiny_recipe(
+        vit,
+        pretrained=True,
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        load_best_model_at_end=True,
+        metric_for_best_model="top5_accuracy",
+    )
+    with pytest.raises(RecipeError, match="from 20 classes on"):
+        run_recipe(recipe, tmp_path)
