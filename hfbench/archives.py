@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from hfbench.errors import DataError, first_line
+from hfbench.errors import DataError, first_line, listed
 
 _TAR_ENDINGS = (".tar", ".tar.gz", ".tgz", ".gz")
 _SHAPE = (3, 32, 32)  # channels first, row-major, as the author describes
@@ -116,7 +116,7 @@ class Archive:
         content = _unpickle(self._read(member), where)
         for needed in ("data", key):
             if needed not in content:
-                raise DataError(f'{where} holds no "{needed}"; it holds {_and(content)}.')
+                raise DataError(f'{where} holds no "{needed}"; it holds {listed(content)}.')
         data = _as_array(content["data"], where)
         if data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != int(np.prod(_SHAPE)):
             raise DataError(
@@ -199,7 +199,7 @@ def _open_tar(path: Path) -> Archive:
             return Archive(str(path), layout, files)
     raise DataError(
         f"{path} is not one of CIFAR's archives: expected cifar-10-batches-py/ or "
-        f"cifar-100-python/ inside, found {_and([*files, *others][:5]) or 'nothing'}."
+        f"cifar-100-python/ inside, found {listed([*files, *others][:5]) or 'nothing'}."
     )
 
 
@@ -302,10 +302,3 @@ def _bytes(value: Any) -> bytes:
 
 def _text(value: Any) -> Any:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
-
-
-def _and(names: Any) -> str:
-    quoted = [f'"{name}"' for name in names]
-    return (
-        " and ".join([", ".join(quoted[:-1]), quoted[-1]]) if len(quoted) > 1 else "".join(quoted)
-    )

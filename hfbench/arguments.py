@@ -20,6 +20,16 @@ from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+# Where a model is pushed; hub.py reads them, Trainer does not get them.
+HUB_ARGUMENTS = (
+    "push_to_hub",
+    "hub_model_id",
+    "hub_strategy",
+    "hub_private_repo",
+    "hub_always_push",
+    "hub_revision",
+)
+
 # Names that transformers 5 removed, each with what to write instead.
 REMOVED = {
     "adafactor": 'write optim="adafactor"',

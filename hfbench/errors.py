@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 
 class HfbenchError(Exception):
@@ -66,3 +66,13 @@ class Interrupted(HfbenchError):  # noqa: N818 - stopping is no error
 def first_line(error: BaseException) -> str:
     """Return the first line of an exception's message, or its kind if it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def listed(names: Iterable[str]) -> str:
+    """Write names in quotes, as in "a", "b" and "c"; of more than twelve the first eleven."""
+    quoted = [f'"{name}"' for name in names]
+    if len(quoted) > 12:
+        quoted = [*quoted[:11], f"{len(quoted) - 11} more"]
+    return (
+        " and ".join([", ".join(quoted[:-1]), quoted[-1]]) if len(quoted) > 1 else "".join(quoted)
+    )

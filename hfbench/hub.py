@@ -8,15 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfbench.errors import HubError, first_line
-from hfbench.recipe import local_path
+from hfbench.recipe import EMBEDDED_DATASETS, local_path
 from hfbench.result import CONFUSION_FILE, CURVES_FILE, HubInfo, Result
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
 
     from hfbench.recipe import Recipe
-
-_DATASETS_NOT_ON_HUB = ("digits", "synthetic")
 
 
 @dataclass(frozen=True)
@@ -285,7 +283,7 @@ def _hardware(result: Result) -> list[str]:
 
 
 def _is_on_hub(name: str) -> bool:
-    return name not in _DATASETS_NOT_ON_HUB and not local_path(name).exists()
+    return name not in EMBEDDED_DATASETS and not local_path(name).exists()
 
 
 def _to_json(content: Any) -> bytes:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hfbench.connection import explain_hub_failure, use_cache_if_unreachable
-from hfbench.errors import DataError, HfbenchError, ModelError
+from hfbench.errors import DataError, ModelError
 from hfbench.recipe import local_path
 from hfbench.result import RESULT_FILE
 
@@ -73,5 +73,5 @@ def _open_images(files: Sequence[str | os.PathLike[str]]) -> list[Any]:
         except Exception as error:  # PIL raises whatever the damaged bytes lead to
             problems.append(f"{file} cannot be read as an image: {error}")
     if problems:
-        raise DataError(str(HfbenchError.from_problems("The list of images", problems)))
+        raise DataError.from_problems("The list of images", problems)
     return pictures

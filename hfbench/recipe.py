@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from hfbench.arguments import check_training_args, suggest
+from hfbench.arguments import HUB_ARGUMENTS, check_training_args, suggest
 from hfbench.errors import RecipeError
 from hfbench.overrides import apply_overrides, section_of
 
@@ -28,8 +28,8 @@ PositiveInt = Annotated[int, Field(ge=1)]
 # What does not change the experiment, so that a finished run is recognised without it.
 _NOT_IN_HASH = ("schema_", "description", "reference")
 _NOT_IN_HASH_ARGS = {
-    *("push_to_hub", "hub_always_push", "hub_model_id", "hub_private_repo", "hub_revision"),
-    *("hub_strategy", "disable_tqdm", "log_level", "log_level_replica", "log_on_each_node"),
+    *HUB_ARGUMENTS,
+    *("disable_tqdm", "log_level", "log_level_replica", "log_on_each_node"),
     *("report_to", "run_name", "project"),
     *("trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"),
 }

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from hfbench.environment import Environment
-from hfbench.errors import HfbenchError, RecipeError, ResultError
+from hfbench.errors import RecipeError, ResultError
 from hfbench.recipe import Recipe, check_recipe, local_path
 
 SCHEMA_VERSION = 1
@@ -267,7 +267,7 @@ def load_result(path: str | os.PathLike[str]) -> Result:
         return Result.model_validate(content)
     except ValidationError as error:
         found = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
-        raise ResultError(str(HfbenchError.from_problems(str(file), found))) from None
+        raise ResultError.from_problems(str(file), found) from None
 
 
 def find_runs(root: Path) -> Iterator[Run]:

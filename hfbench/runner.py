@@ -25,7 +25,7 @@ from hfbench.clock import Clock, reset_memory
 from hfbench.connection import use_cache_if_unreachable
 from hfbench.data import ImageBatches, ImageSplit
 from hfbench.environment import check_machine, is_main_process, requested_processes
-from hfbench.errors import DeviceError, HfbenchError, HubError, Interrupted, RecipeError
+from hfbench.errors import DeviceError, HubError, Interrupted, RecipeError
 from hfbench.folders import find_earlier_run, hold, make_folder, newest_checkpoint, save_predictions
 from hfbench.models import (
     ModelSource,
@@ -133,7 +133,7 @@ def _check(recipe: Recipe, root: Path) -> tuple[TrainingArguments, hub.PushTarge
     """Find what cannot work here before anything is loaded."""
     problems = check_machine(recipe) + _unwritable(root)
     if problems:
-        raise DeviceError(str(HfbenchError.from_problems(recipe.name, problems)))
+        raise DeviceError.from_problems(recipe.name, problems)
     target = hub.check_push(recipe)
     # Trainer makes the folder that it is given; the run's own comes when nothing can fail any more.
     args = build_training_arguments(recipe, Path(tempfile.gettempdir()))
@@ -212,7 +212,7 @@ def _load_data(recipe: Recipe) -> tuple[ModelSource, ImageSplit, ImageSplit]:
     except HubError as error:
         problems.append(str(error))
     if problems or source is None:
-        raise HubError(str(HfbenchError.from_problems(recipe.name, problems)))
+        raise HubError.from_problems(recipe.name, problems)
     return source, train, test
 
 

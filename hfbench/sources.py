@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from hfbench.archives import Archive, find_archive
 from hfbench.arguments import suggest
 from hfbench.connection import explain_hub_failure
 from hfbench.data import ImageSplit, balanced_subset
-from hfbench.errors import DataError, first_line
+from hfbench.errors import DataError, first_line, listed
 from hfbench.recipe import local_path
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ class Source:
                 near = suggest(value, splits) or "."
                 problems.append(
                     f'dataset.{option}: "{value}" is not a split of {name}; it has '
-                    f"{_list(splits)}{near}"
+                    f"{listed(splits)}{near}"
                 )
         for option, example in (("image_column", columns[0]), ("label_column", columns[-1])):
             value = getattr(self.dataset, option)
@@ -106,7 +106,7 @@ class Source:
                 near = suggest(value, columns) or f". Set, for instance, dataset.{option}={example}"
                 problems.append(
                     f'dataset.{option}: "{value}" is not a column of {name}; it has '
-                    f"{_list(columns)}{near}"
+                    f"{listed(columns)}{near}"
                 )
         if problems:
             raise DataError.from_problems(name, problems)
@@ -235,7 +235,7 @@ class _Table(Source):
             if features[0].names != features[1].names:
                 raise DataError(
                     f"{self.dataset.name_or_path}: {both[0]} and {both[1]} name different classes: "
-                    f"{_list(features[0].names)} against {_list(features[1].names)}."
+                    f"{listed(features[0].names)} against {listed(features[1].names)}."
                 )
             names = list(features[0].names)
         elif all(isinstance(value, str) for value in stored):
@@ -253,9 +253,11 @@ class _Table(Source):
             kinds = " and ".join(dict.fromkeys(str(feature) for feature in features))
             raise DataError(f"{where} holds {kinds}; expected class numbers or names throughout.")
         if len(names) < 2:
-            raise DataError(f"{where}: found one class only, {_list(names)}; expected two or more.")
+            raise DataError(
+                f"{where}: found one class only, {listed(names)}; expected two or more."
+            )
         if len(set(names)) < len(names):
-            raise DataError(f"{where}: two classes have the same name, among {_list(names)}.")
+            raise DataError(f"{where}: two classes have the same name, among {listed(names)}.")
         return names, as_number
 
     def _column(self, split: str) -> list[Any]:
@@ -392,7 +394,7 @@ def _load_table(dataset: DatasetSection) -> datasets.DatasetDict:
     if not isinstance(loaded, datasets.DatasetDict):
         raise DataError(
             f"{name} is one data set without splits; save a DatasetDict with "
-            f"{_list((dataset.train_split, dataset.eval_split))}."
+            f"{listed((dataset.train_split, dataset.eval_split))}."
         )
     if not loaded:
         raise DataError(f"{name} holds no split.")
@@ -419,12 +421,3 @@ def _path(entry: dict[str, Any] | None, root: Path | None = None) -> str:
     if root is not None:
         path = path.relative_to(root) if path.is_relative_to(root) else Path(path.name)
     return f" ({path})"
-
-
-def _list(names: Iterable[str]) -> str:
-    quoted = [f'"{name}"' for name in names]
-    if len(quoted) > 12:
-        quoted = [*quoted[:11], f"{len(quoted) - 11} more"]
-    return (
-        " and ".join([", ".join(quoted[:-1]), quoted[-1]]) if len(quoted) > 1 else "".join(quoted)
-    )

@@ -20,7 +20,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from hfbench.arguments import takes_number
+from hfbench.arguments import HUB_ARGUMENTS, takes_number
 from hfbench.clock import Clock
 from hfbench.data import ImageBatches
 from hfbench.environment import accelerator_type
@@ -34,14 +34,6 @@ logger = logging.getLogger(__name__)
 
 CLOCK_FILE = "clock.json"
 _environment_set_here: dict[str, str] = {}  # by an earlier run in this process
-_HUB_ARGUMENTS = (
-    "push_to_hub",
-    "hub_model_id",
-    "hub_strategy",
-    "hub_private_repo",
-    "hub_always_push",
-    "hub_revision",
-)
 
 
 def build_training_arguments(recipe: Recipe, output_dir: Path) -> TrainingArguments:
@@ -55,7 +47,7 @@ def build_training_arguments(recipe: Recipe, output_dir: Path) -> TrainingArgume
         RecipeError: If transformers refuses a combination that hfbench does not know.
     """
     values = {
-        name: value for name, value in recipe.training_args.items() if name not in _HUB_ARGUMENTS
+        name: value for name, value in recipe.training_args.items() if name not in HUB_ARGUMENTS
     }
     if accelerator_type() is None:
         values["use_cpu"] = True  # the same device, and the only way to several processes on it
