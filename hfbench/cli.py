@@ -1,4 +1,7 @@
-"""The command line; the only module that prints. Each command imports what it needs."""
+"""The command line: everything about single runs. Each command imports what it needs.
+
+Only this module, `cli_studies` and `cli_options` print.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,13 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from hfbench.errors import HfbenchError, Interrupted, ResultError
+from hfbench.cli_options import AsJson, OutputDir, Overrides, show
+from hfbench.cli_studies import studies
+from hfbench.errors import HfbenchError, Interrupted
 
 app = typer.Typer(
     name="hfbench",
@@ -27,22 +32,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Several GPUs: accelerate launch --multi_gpu --num_processes 2 -m hfbench recipe RECIPE",
 )
-
-OutputDir = Annotated[
-    Path, typer.Option("--output-dir", "-o", help="Runs go into OUTPUT_DIR/<recipe name>/<run id>.")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="[NAME=VALUE]",
-        help="Change the recipe for this run: training_args.num_train_epochs=1 "
-        "dataset.name_or_path=/data/cifar10",
-        show_default=False,
-    ),
-]
-
-
 _PATIENCE_SECONDS = 10
 
 
@@ -135,48 +124,13 @@ def recipe_command(
         return
     from hfbench.tables import result_table
 
-    _show(result_table(result))
+    show(result_table(result))
     print(f"Everything is in {output_dir / result.recipe.name / result.run_id}")
     if result.hub:
         print(f"Pushed to {result.hub.url}")
 
 
-@app.command("compare")
-def compare_command(
-    baseline: Annotated[
-        str, typer.Argument(help="A run's folder, its result.json, or runs/<recipe name>.")
-    ],
-    candidate: Annotated[str, typer.Argument(help="The same, of the run that should be better.")],
-    as_json: AsJson = False,
-) -> None:
-    """Set a run against its baseline: speed-up, memory, accuracy, F1, differing settings."""
-    from hfbench.comparison import compare
-    from hfbench.result import load_result
-
-    results, problems = [], []
-    for path in (baseline, candidate):
-        try:
-            results.append(load_result(path))
-        except ResultError as error:
-            problems.append(str(error))
-    if problems:
-        raise ResultError("\n".join(problems))
-    comparison = compare(*results)
-    if as_json:
-        from dataclasses import asdict
-
-        parts: dict[str, Any] = {
-            name: [asdict(item) for item in getattr(comparison, name)] for name in _COMPARED
-        }
-        ids = {"baseline": comparison.baseline.run_id, "candidate": comparison.candidate.run_id}
-        print(json.dumps(ids | parts, indent=2, ensure_ascii=False))
-        return
-    from hfbench.tables import comparison_tables
-
-    _show(comparison_tables(comparison))
-
-
-_COMPARED = ("rows", "settings", "circumstances")
+app.add_typer(studies)
 
 
 @app.command("list")
@@ -201,7 +155,7 @@ def list_command(
         return
     from hfbench.tables import run_table
 
-    _show(run_table(runs))
+    show(run_table(runs))
 
 
 @app.command("validate")
@@ -239,7 +193,7 @@ def env_command(as_json: AsJson = False) -> None:
         return
     from hfbench.tables import environment_table
 
-    _show(environment_table(environment, missing_capabilities()))
+    show(environment_table(environment, missing_capabilities()))
 
 
 @app.command("predict")
@@ -262,7 +216,7 @@ def predict_command(
         return
     from hfbench.tables import prediction_table
 
-    _show(prediction_table(images, found))
+    show(prediction_table(images, found))
 
 
 @app.command("schema")
@@ -271,15 +225,6 @@ def schema_command() -> None:
     from hfbench.recipe import recipe_json_schema
 
     print(json.dumps(recipe_json_schema(), indent=2, ensure_ascii=False))
-
-
-def _show(what: Any) -> None:
-    from rich.console import Console
-
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=120)  # in a file or a pipe, lines should not break at 80
-    console.print(what)
 
 
 def _is_main_process() -> bool:

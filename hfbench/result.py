@@ -9,15 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
 
 from hfbench.environment import Environment
 from hfbench.errors import RecipeError, ResultError
 from hfbench.recipe import Recipe, check_recipe, local_path
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 2 added budget, compute, energy and calibration_error
+_READABLE_VERSIONS = (1, 2)  # what 1 does not have is None
 RESULT_FILE = "result.json"
 RECIPE_FILE = "recipe.json"
+PREDICTIONS_FILE = "predictions.npz"
+LOG_FILE = "log.jsonl"
 CURVES_FILE = "curves.png"
 CONFUSION_FILE = "confusion.png"
 
@@ -47,6 +50,8 @@ class SplitMetrics(_Part):
         samples: Number of images.
         loss: Mean cross entropy in nats, without label smoothing; ``None`` if it is not finite.
         top5_accuracy: ``None`` with fewer than 20 classes.
+        calibration_error: Expected calibration error, `calibration.calibration_error`; ``None`` if
+            it was not measured.
     """
 
     samples: int
@@ -56,6 +61,7 @@ class SplitMetrics(_Part):
     f1_weighted: float
     f1_per_class: dict[str, float]
     top5_accuracy: float | None
+    calibration_error: float | None = None
 
 
 class Metrics(_Part):
@@ -92,6 +98,75 @@ class Times(_Part):
     final_evaluation_seconds: float
     final_save_seconds: float
     total_seconds: float
+
+
+class TimeBudget(_Part):
+    """Where `execution_seconds` went: a partition of the training call, in seconds.
+
+    On CUDA the steps are timed by events on the device's own timeline, so that what the host did
+    meanwhile is not counted twice: `data_wait_seconds` here is how long the device stood still.
+
+    Attributes:
+        start_seconds: Before the first batch is asked for: loader, optimizer, a checkpoint's state.
+        first_step_seconds: First optimizer step of each session (compilation, kernel selection).
+        data_wait_seconds: Waiting for batches.
+        copy_seconds: Host to device.
+        preprocessing_seconds: Augmenting and resizing on the device; 0 with location "host".
+        forward_seconds: Model and loss.
+        backward_seconds: Gradients.
+        optimizer_seconds: Gradient clipping, optimizer, learning rate, zeroing gradients.
+        evaluation_seconds: Evaluations inside the training call.
+        save_seconds: Checkpoints inside the training call.
+        overhead_seconds: Trainer's bookkeeping between these: callbacks, logging.
+    """
+
+    start_seconds: float
+    first_step_seconds: float
+    data_wait_seconds: float
+    copy_seconds: float
+    preprocessing_seconds: float
+    forward_seconds: float
+    backward_seconds: float
+    optimizer_seconds: float
+    evaluation_seconds: float
+    save_seconds: float
+    overhead_seconds: float
+
+
+class Compute(_Part):
+    """Arithmetic of the training step; a multiplication and an addition are two operations.
+
+    Attributes:
+        dtype: In which the model computed: ``fp32``, ``tf32``, ``bf16``, ``fp16``.
+        forward_flops_per_image: Of one forward pass, counted by torch.
+        train_flops_per_image: Of forward and backward pass.
+        achieved_flops_per_second: In the steady state, over all processes.
+        peak_flops_per_second: Of one device, by a matrix product in `dtype` on this machine.
+        utilization: Achieved over peak of all devices, in [0, 1] but for noise.
+        note: Why a value is ``None``.
+    """
+
+    dtype: str
+    forward_flops_per_image: int | None
+    train_flops_per_image: int | None
+    achieved_flops_per_second: float | None
+    peak_flops_per_second: float | None
+    utilization: float | None
+    note: str | None = None
+
+
+class Energy(_Part):
+    """Energy of the training call, summed over sessions; ``None`` where the machine keeps no count.
+
+    Attributes:
+        device_joules: Of the GPUs in use, by NVML's counter.
+        cpu_joules: Of all CPU packages, by RAPL, whatever else ran on them included.
+        note: Why a value is ``None``.
+    """
+
+    device_joules: float | None
+    cpu_joules: float | None
+    note: str | None = None
 
 
 class Throughput(_Part):
@@ -208,6 +283,27 @@ class Result(_Part):
     switches: dict[str, Switch]
     environment: Environment
     hub: HubInfo | None = None
+    budget: TimeBudget | None = None
+    compute: Compute | None = None
+    energy: Energy | None = None
+
+    _folder: Path | None = PrivateAttr(None)
+
+    @property
+    def folder(self) -> Path | None:
+        """Where it was loaded from, with predictions and log; ``None`` if it was not loaded."""
+        return self._folder
+
+    @property
+    def seed(self) -> int:
+        """Seed of the training."""
+        return int(self.recipe.argument("seed"))
+
+    def __eq__(self, other: object) -> bool:
+        """Compare what was measured, not where it is kept."""
+        return isinstance(other, Result) and self.model_dump() == other.model_dump()
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 @dataclass(frozen=True)
@@ -251,23 +347,48 @@ def load_result(path: str | os.PathLike[str]) -> Result:
             for its newest finished run.
 
     Raises:
-        ResultError: If there is none, or it was written by another version of the schema.
+        ResultError: If there is none, or it was written by a newer version of the schema.
     """
-    file = _find_result(local_path(path))
+    return _read(_find_results(local_path(path))[-1])
+
+
+def load_results(path: str | os.PathLike[str]) -> list[Result]:
+    """Load all finished runs of a recipe's folder, oldest first; of a run's folder, this one.
+
+    Args:
+        path: As for `load_result`, but ``runs/<recipe name>`` stands for everything in it.
+
+    Raises:
+        ResultError: If there is none, or some cannot be read; all of these are listed.
+    """
+    results, problems = [], []
+    for file in _find_results(local_path(path)):
+        try:
+            results.append(_read(file))
+        except ResultError as error:
+            problems.append(str(error))
+    if problems:
+        raise ResultError("\n".join(problems))
+    return results
+
+
+def _read(file: Path) -> Result:
     try:
         content = json.loads(file.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise ResultError(f"{file} cannot be read: {error}") from None
     version = content.get("schema_version") if isinstance(content, dict) else None
-    if version != SCHEMA_VERSION:
+    if version not in _READABLE_VERSIONS:
         raise ResultError(
             f"{file} has schema_version {version}, expected {SCHEMA_VERSION}; run the recipe again."
         )
     try:
-        return Result.model_validate(content)
+        result = Result.model_validate(content)
     except ValidationError as error:
         found = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
         raise ResultError.from_problems(str(file), found) from None
+    result._folder = file.parent
+    return result
 
 
 def find_runs(root: Path) -> Iterator[Run]:
@@ -280,14 +401,14 @@ def find_runs(root: Path) -> Iterator[Run]:
         yield Run(file.parent, recipe, (file.parent / RESULT_FILE).is_file())
 
 
-def _find_result(path: Path) -> Path:
+def _find_results(path: Path) -> list[Path]:
     if path.is_file():
-        return path
+        return [path]
     if (path / RESULT_FILE).is_file():
-        return path / RESULT_FILE
+        return [path / RESULT_FILE]
     finished = sorted(path.glob(f"*/{RESULT_FILE}"))
     if finished:
-        return finished[-1]
+        return finished
     if (path / RECIPE_FILE).is_file():
         raise ResultError(
             f"{path} holds a run that is not finished; go on with it: hfbench recipe … --resume"

@@ -103,9 +103,9 @@ def test_other_schema_version_is_refused(tmp_path: Path) -> None:
     folder = save_run(tmp_path, "one", "1")
     file = folder / "result.json"
     content = json.loads(file.read_text("utf-8"))
-    for version, said in ((2, "2"), (None, "None")):
+    for version, said in ((3, "3"), (None, "None")):
         file.write_text(json.dumps(content | {"schema_version": version}), "utf-8")
-        with pytest.raises(ResultError, match=f"schema_version {said}, expected 1; run the recipe"):
+        with pytest.raises(ResultError, match=f"schema_version {said}, expected 2; run the recipe"):
             load_result(folder)
 
 
