@@ -9,53 +9,27 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import EvalPrediction, PreTrainedModel, TrainingArguments, set_seed
+from transformers import TrainingArguments
 from transformers.integrations import TensorBoardCallback
 
 from hfbench import hub, metrics, plots
 from hfbench.callbacks import LogFile, StopOnSignal
-from hfbench.checkpoints import is_known_without_checkpoint
 from hfbench.clock import Clock, reset_memory
-from hfbench.connection import use_cache_if_unreachable
 from hfbench.data import ImageBatches, ImageSplit
 from hfbench.environment import check_machine, is_main_process, requested_processes
-from hfbench.errors import DeviceError, HubError, Interrupted, RecipeError
+from hfbench.errors import DeviceError, Interrupted
 from hfbench.folders import find_earlier_run, hold, make_folder, newest_checkpoint, save_predictions
-from hfbench.models import (
-    ModelSource,
-    check_saved_processor,
-    check_single_image,
-    load_model,
-    open_model,
-    save_model,
-)
-from hfbench.preprocessing import Preprocessing
-from hfbench.recipe import EMBEDDED_DATASETS, Recipe, local_path
+from hfbench.inputs import Inputs, assemble, has_labels, load_inputs
+from hfbench.models import save_model
+from hfbench.recipe import Recipe
 from hfbench.recording import describe_data, describe_model, record
 from hfbench.result import CONFUSION_FILE, CURVES_FILE, Metrics, Result, load_result, save_result
-from hfbench.sources import load_splits
-from hfbench.training import CLOCK_FILE, BenchTrainer, build_trainer, build_training_arguments
-
-_CHECKED_IMAGES = 4  # on which the saved image processor is compared with ours
-
-
-@dataclass(frozen=True)
-class _Inputs:
-    """Everything that training needs, loaded and checked."""
-
-    model: PreTrainedModel
-    initialization: str
-    revision: str | None
-    image_processor: Any
-    preprocessing: Preprocessing
-    train: ImageSplit
-    test: ImageSplit
+from hfbench.training import CLOCK_FILE, BenchTrainer, build_training_arguments
 
 
 def run_recipe(
@@ -87,15 +61,15 @@ def run_recipe(
 def _run(recipe: Recipe, root: Path, resume: bool, rerun: bool, held: ExitStack) -> Result:
     clock, stop = Clock(), StopOnSignal()
     with clock.measure("setup"):
-        args, target = _check(recipe, root)
+        args, target = check_run(recipe, root)
         reset_memory(args.device)
         earlier = find_earlier_run(recipe, root, resume=resume, rerun=rerun)
         if earlier and earlier.finished:
             return _push(load_result(earlier.folder), earlier.folder, target)
         if earlier and is_main_process():
             held.enter_context(hold(earlier.folder))
-        inputs = _load(recipe, args)
-        trainer = _build(recipe, args, inputs, clock, stop)
+        inputs = load_inputs(recipe, args)
+        trainer = assemble(recipe, args, inputs, clock, [stop])
         folder = earlier.folder if earlier else make_folder(recipe, root)
         if not earlier and is_main_process():
             held.enter_context(hold(folder))
@@ -129,7 +103,7 @@ def _run(recipe: Recipe, root: Path, resume: bool, rerun: bool, held: ExitStack)
     return _push(load_result(folder), folder, target)
 
 
-def _check(recipe: Recipe, root: Path) -> tuple[TrainingArguments, hub.PushTarget | None]:
+def check_run(recipe: Recipe, root: Path) -> tuple[TrainingArguments, hub.PushTarget | None]:
     """Find what cannot work here before anything is loaded."""
     problems = check_machine(recipe) + _unwritable(root)
     if problems:
@@ -153,108 +127,6 @@ def _unwritable(root: Path) -> list[str]:
     if not existing.is_dir():
         return [f"--output-dir: {existing} is a file; name a folder."]
     return [] if os.access(existing, os.W_OK) else [f"--output-dir: {existing} is not writable."]
-
-
-def _load(recipe: Recipe, args: TrainingArguments) -> _Inputs:
-    """Load data and model, process 0 first, so that the others find them in the cache."""
-    with args.main_process_first(desc="loading data and model"):
-        source, train, test = _load_data(recipe)
-        set_seed(args.seed)  # the head and fresh weights are drawn now
-        model, initialization = load_model(recipe, source, train.label_names)
-    needed = args.per_device_train_batch_size * args.world_size
-    if args.dataloader_drop_last and len(train) < needed:
-        raise RecipeError(
-            f"training_args.dataloader_drop_last: {len(train)} training images do not fill one "
-            f"batch of {needed}, so that nothing would be trained; set it to false."
-        )
-    if (
-        args.metric_for_best_model
-        and "top5" in args.metric_for_best_model
-        and len(train.label_names) < metrics.TOP_K_FROM
-    ):
-        raise RecipeError(
-            f"training_args.metric_for_best_model: top-5 accuracy is measured from "
-            f"{metrics.TOP_K_FROM} classes on; there are {len(train.label_names)}. Use accuracy."
-        )
-    augmentation = recipe.preprocessing.augmentation
-    preprocessing = Preprocessing(source.normalization, augmentation, args.seed)
-    sample = test.images[:_CHECKED_IMAGES]
-    check_saved_processor(model, source.image_processor, preprocessing, sample)
-    left_over = len(train) % needed if args.world_size == 1 and not args.dataloader_drop_last else 0
-    if left_over == 1 < needed:
-        check_single_image(model, recipe.preprocessing.image_size, len(train), needed)
-    return _Inputs(
-        model=model,
-        initialization=initialization,
-        revision=source.revision,
-        image_processor=source.image_processor,
-        preprocessing=preprocessing,
-        train=train,
-        test=test,
-    )
-
-
-def _load_data(recipe: Recipe) -> tuple[ModelSource, ImageSplit, ImageSplit]:
-    """Read the model's configuration and the data.
-
-    If the Hub is out of reach, the error says what is missing of both.
-    """
-    if _needs_hub(recipe):
-        use_cache_if_unreachable()
-    source, problems = None, []
-    try:
-        source = open_model(recipe)
-    except HubError as error:
-        problems.append(str(error))
-    interpolation = source.normalization.interpolation if source else "bilinear"
-    try:
-        train, test = load_splits(recipe.dataset, recipe.preprocessing.image_size, interpolation)
-    except HubError as error:
-        problems.append(str(error))
-    if problems or source is None:
-        raise HubError.from_problems(recipe.name, problems)
-    return source, train, test
-
-
-def _needs_hub(recipe: Recipe) -> bool:
-    data = recipe.dataset.name_or_path
-    local_data = data in EMBEDDED_DATASETS or local_path(data).exists()
-    local_model = local_path(recipe.model.name_or_path).exists()
-    return not local_data or not (local_model or is_known_without_checkpoint(recipe))
-
-
-def _build(
-    recipe: Recipe, args: TrainingArguments, inputs: _Inputs, clock: Clock, stop: StopOnSignal
-) -> BenchTrainer:
-    def batches(split: ImageSplit, augment: bool) -> ImageBatches:
-        return ImageBatches(split, inputs.preprocessing, recipe.preprocessing.location, augment)
-
-    return build_trainer(
-        recipe,
-        args,
-        inputs.model,
-        inputs.preprocessing,
-        batches(inputs.train, augment=True),
-        batches(inputs.test, augment=False),
-        _compute_metrics(inputs.test.label_names) if _has_labels(recipe) else None,
-        clock,
-        [stop],
-    )
-
-
-def _has_labels(recipe: Recipe) -> bool:
-    return recipe.dataset.name_or_path != "synthetic"  # noise has no accuracy
-
-
-def _compute_metrics(label_names: list[str]) -> Any:
-    def compute(prediction: EvalPrediction) -> dict[str, float]:
-        logits, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
-        found = metrics.score(logits, labels, label_names)
-        names = {"accuracy", "f1_macro", "f1_weighted", "top5_accuracy"}
-        values = found.model_dump(include=names)
-        return {name: value for name, value in values.items() if value is not None}
-
-    return compute
 
 
 def _prepare_folder(folder: Path, trainer: BenchTrainer, clock: Clock) -> Path | None:
@@ -307,14 +179,14 @@ def _train(
     return trainer.mean_training_loss()
 
 
-def _evaluate(recipe: Recipe, trainer: BenchTrainer, inputs: _Inputs) -> tuple[Metrics, np.ndarray]:
+def _evaluate(recipe: Recipe, trainer: BenchTrainer, inputs: Inputs) -> tuple[Metrics, np.ndarray]:
     """Measure test and train split without augmentation.
 
     Returns:
         The metrics, and the logits of the test images, (N, C).
     """
     logits = _predict(trainer, inputs.test, trainer.eval_dataset)
-    if not _has_labels(recipe):
+    if not has_labels(recipe):
         return Metrics(test=None, train=None), logits
     dataset = recipe.dataset
     part = inputs.train.subset(dataset.max_train_eval_samples, dataset.subset_seed)
@@ -344,14 +216,14 @@ def _predict(trainer: BenchTrainer, split: ImageSplit, batches: Any) -> np.ndarr
 
 
 def _save(
-    trainer: BenchTrainer, inputs: _Inputs, logits: np.ndarray, recipe: Recipe, folder: Path
+    trainer: BenchTrainer, inputs: Inputs, logits: np.ndarray, recipe: Recipe, folder: Path
 ) -> None:
     save_model(
         trainer.accelerator.unwrap_model(inputs.model), inputs.image_processor, folder / "model"
     )
     save_predictions(folder / "predictions.npz", inputs.test, logits)
     plots.plot_curves(folder / "log.jsonl", recipe.name, folder / CURVES_FILE)
-    if _has_labels(recipe):
+    if has_labels(recipe):
         labels, predictions = inputs.test.labels.numpy(), logits.argmax(axis=1)
         names = inputs.test.label_names
         plots.plot_confusion(labels, predictions, names, folder / CONFUSION_FILE)

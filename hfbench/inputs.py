@@ -1,0 +1,158 @@
+"""Everything that training needs, loaded and checked: model, data, preprocessing, trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from transformers import (
+    EvalPrediction,
+    PreTrainedModel,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
+
+from hfbench import metrics
+from hfbench.checkpoints import is_known_without_checkpoint
+from hfbench.clock import Clock
+from hfbench.connection import use_cache_if_unreachable
+from hfbench.data import ImageBatches, ImageSplit
+from hfbench.errors import HubError, RecipeError
+from hfbench.models import (
+    ModelSource,
+    check_saved_processor,
+    check_single_image,
+    load_model,
+    open_model,
+)
+from hfbench.preprocessing import Preprocessing
+from hfbench.recipe import EMBEDDED_DATASETS, Recipe, local_path
+from hfbench.sources import load_splits
+from hfbench.training import BenchTrainer, build_trainer
+
+_CHECKED_IMAGES = 4  # on which the saved image processor is compared with ours
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Everything that training needs, loaded and checked."""
+
+    model: PreTrainedModel
+    initialization: str
+    revision: str | None
+    image_processor: Any
+    preprocessing: Preprocessing
+    train: ImageSplit
+    test: ImageSplit
+
+
+def load_inputs(recipe: Recipe, args: TrainingArguments) -> Inputs:
+    """Load data and model, process 0 first, so that the others find them in the cache."""
+    with args.main_process_first(desc="loading data and model"):
+        source, train, test = _load_data(recipe)
+        set_seed(args.seed)  # the head and fresh weights are drawn now
+        model, initialization = load_model(recipe, source, train.label_names)
+    needed = args.per_device_train_batch_size * args.world_size
+    if args.dataloader_drop_last and len(train) < needed:
+        raise RecipeError(
+            f"training_args.dataloader_drop_last: {len(train)} training images do not fill one "
+            f"batch of {needed}, so that nothing would be trained; set it to false."
+        )
+    if (
+        args.metric_for_best_model
+        and "top5" in args.metric_for_best_model
+        and len(train.label_names) < metrics.TOP_K_FROM
+    ):
+        raise RecipeError(
+            f"training_args.metric_for_best_model: top-5 accuracy is measured from "
+            f"{metrics.TOP_K_FROM} classes on; there are {len(train.label_names)}. Use accuracy."
+        )
+    augmentation = recipe.preprocessing.augmentation
+    preprocessing = Preprocessing(source.normalization, augmentation, args.seed)
+    sample = test.images[:_CHECKED_IMAGES]
+    check_saved_processor(model, source.image_processor, preprocessing, sample)
+    left_over = len(train) % needed if args.world_size == 1 and not args.dataloader_drop_last else 0
+    if left_over == 1 < needed:
+        check_single_image(model, recipe.preprocessing.image_size, len(train), needed)
+    return Inputs(
+        model=model,
+        initialization=initialization,
+        revision=source.revision,
+        image_processor=source.image_processor,
+        preprocessing=preprocessing,
+        train=train,
+        test=test,
+    )
+
+
+def _load_data(recipe: Recipe) -> tuple[ModelSource, ImageSplit, ImageSplit]:
+    """Read the model's configuration and the data.
+
+    If the Hub is out of reach, the error says what is missing of both.
+    """
+    if _needs_hub(recipe):
+        use_cache_if_unreachable()
+    source, problems = None, []
+    try:
+        source = open_model(recipe)
+    except HubError as error:
+        problems.append(str(error))
+    interpolation = source.normalization.interpolation if source else "bilinear"
+    try:
+        train, test = load_splits(recipe.dataset, recipe.preprocessing.image_size, interpolation)
+    except HubError as error:
+        problems.append(str(error))
+    if problems or source is None:
+        raise HubError.from_problems(recipe.name, problems)
+    return source, train, test
+
+
+def _needs_hub(recipe: Recipe) -> bool:
+    data = recipe.dataset.name_or_path
+    local_data = data in EMBEDDED_DATASETS or local_path(data).exists()
+    local_model = local_path(recipe.model.name_or_path).exists()
+    return not local_data or not (local_model or is_known_without_checkpoint(recipe))
+
+
+def assemble(
+    recipe: Recipe,
+    args: TrainingArguments,
+    inputs: Inputs,
+    clock: Clock,
+    callbacks: Sequence[TrainerCallback],
+) -> BenchTrainer:
+    """Put the trainer of a recipe together from its inputs."""
+
+    def batches(split: ImageSplit, augment: bool) -> ImageBatches:
+        return ImageBatches(split, inputs.preprocessing, recipe.preprocessing.location, augment)
+
+    return build_trainer(
+        recipe,
+        args,
+        inputs.model,
+        inputs.preprocessing,
+        batches(inputs.train, augment=True),
+        batches(inputs.test, augment=False),
+        _compute_metrics(inputs.test.label_names) if has_labels(recipe) else None,
+        clock,
+        list(callbacks),
+    )
+
+
+def has_labels(recipe: Recipe) -> bool:
+    """Tell whether labels mean something: noise has no accuracy."""
+    return recipe.dataset.name_or_path != "synthetic"
+
+
+def _compute_metrics(label_names: list[str]) -> Any:
+    def compute(prediction: EvalPrediction) -> dict[str, float]:
+        logits, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
+        found = metrics.score(logits, labels, label_names)
+        names = {"accuracy", "f1_macro", "f1_weighted", "top5_accuracy"}
+        values = found.model_dump(include=names)
+        return {name: value for name, value in values.items() if value is not None}
+
+    return compute
