@@ -1,0 +1,73 @@
+"""How far a classifier's probabilities can be believed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+BINS = 15
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Images whose most probable class has a probability in ``(low, high]``.
+
+    Attributes:
+        count: Number of images.
+        confidence: Mean probability of the predicted class; ``None`` without images.
+        accuracy: Share of right predictions; ``None`` without images.
+    """
+
+    low: float
+    high: float
+    count: int
+    confidence: float | None
+    accuracy: float | None
+
+
+def reliability(probability: np.ndarray, labels: np.ndarray, bins: int = BINS) -> list[Bin]:
+    """Sort images into bins of equal width by the probability of their predicted class.
+
+    Args:
+        probability: float, (N, C).
+        labels: int, (N,).
+        bins: Number of bins over (0, 1].
+    """
+    confidence = np.asarray(probability, dtype=np.float64).max(axis=1)
+    right = np.asarray(probability).argmax(axis=1) == np.asarray(labels)
+    # Bins are closed above, as in the paper: a probability of 1 belongs to the last one.
+    place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    found = []
+    for number in range(bins):
+        inside = place == number
+        count = int(inside.sum())
+        found.append(
+            Bin(
+                low=number / bins,
+                high=(number + 1) / bins,
+                count=count,
+                confidence=float(confidence[inside].mean()) if count else None,
+                accuracy=float(right[inside].mean()) if count else None,
+            )
+        )
+    return found
+
+
+def calibration_error(probability: np.ndarray, labels: np.ndarray, bins: int = BINS) -> float:
+    """Return the expected calibration error, a share in [0, 1].
+
+    The mean over images of how far the accuracy of their bin is from its mean confidence: Guo,
+    Pleiss, Sun, Weinberger, On Calibration of Modern Neural Networks, ICML 2017, equation 3, with
+    their 15 bins.
+
+    Args:
+        probability: float, (N, C); N at least 1.
+        labels: int, (N,).
+        bins: Number of bins over (0, 1].
+    """
+    total = 0.0
+    for found in reliability(probability, labels, bins):
+        if found.accuracy is not None and found.confidence is not None:
+            total += found.count * abs(found.accuracy - found.confidence)
+    return total / len(labels)
