@@ -79,7 +79,7 @@ class ImageBatches(torch.utils.data.Dataset[dict[str, Tensor]]):
     def __getitems__(self, samples: list[int]) -> dict[str, Tensor]:
         """Return ``pixel_values`` and ``labels``; to augment on the device, ``sample`` too."""
         sample = torch.tensor(samples, dtype=torch.int64)
-        index = sample % len(self)
+        index = sample % len(self.split)
         images, labels = self.split.images[index], self.split.labels[index]
         if self.location == "device":
             batch = {"pixel_values": images, "labels": labels}

@@ -1,0 +1,286 @@
+"""Short measured windows of training: a run's own trainer, without evaluation, files and output.
+
+A window starts when warm-up ends and ends with its last step. All windows of a bench start from the
+same weights and see whole micro-batches only, in one epoch: what an epoch's end costs is not in it.
+"""
+
+from __future__ import annotations
+
+import copy
+import ctypes
+import gc
+import math
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import nn
+from transformers import (
+    PreTrainedModel,
+    PrinterCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from hfbench.arguments import HUB_ARGUMENTS
+from hfbench.clock import Clock, measure_memory, reset_memory, synchronize
+from hfbench.data import ImageBatches
+from hfbench.environment import check_machine, requested_processes
+from hfbench.errors import DeviceError
+from hfbench.inputs import assemble, load_inputs
+from hfbench.recipe import Recipe
+from hfbench.result import Switch
+from hfbench.switches import observe_switches
+from hfbench.training import BenchTrainer, build_training_arguments
+
+# What belongs to a run, not to its steps.
+_WITHOUT = {
+    "eval_strategy": "no",
+    "eval_on_start": False,
+    "save_strategy": "no",
+    "load_best_model_at_end": False,
+    "logging_strategy": "no",
+    "logging_first_step": False,
+    "report_to": "none",
+    "disable_tqdm": True,
+}
+_NEED_EVALUATIONS = ("reduce_lr_on_plateau", "greedy")  # schedulers
+
+
+class Window(BaseModel):
+    """What was measured in one window.
+
+    Attributes:
+        steps: Optimizer steps that were measured.
+        warmup_steps: Optimizer steps before them.
+        samples: Images of the measured steps.
+        seconds: Wall time of the measured steps.
+        data_wait_seconds: The part of it in which batches were waited for.
+        first_loss: Training loss of the first optimizer step, before any update: the mean over its
+            images; ``None`` if it is not finite.
+        peak_process_memory_mib: Resident memory of this process, from model to last step.
+        peak_device_memory_mib: Allocated by torch; ``None`` on a CPU.
+        switches: What was asked for and what was seen to happen, as in a run's result.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    steps: int
+    warmup_steps: int
+    samples: int
+    seconds: float
+    data_wait_seconds: float
+    first_loss: float | None
+    peak_process_memory_mib: float
+    peak_device_memory_mib: float | None
+    switches: dict[str, Switch]
+
+    @property
+    def samples_per_second(self) -> float:
+        """Images per second."""
+        return self.samples / self.seconds
+
+    @property
+    def seconds_per_step(self) -> float:
+        """Seconds of one optimizer step."""
+        return self.seconds / self.steps
+
+    @property
+    def precision(self) -> str:
+        """``fp32``, ``fp16`` or ``bf16``, as seen in the forward pass where that can be seen."""
+        return str(self.switches["precision"].applied)
+
+
+class Bench:
+    """The inputs of a recipe, loaded once, and windows of it and of its variants.
+
+    Attributes:
+        recipe: As it is measured: without pushing, evaluating and saving.
+        inputs: Model, data and preprocessing.
+        device: That everything runs on.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        """Check and load everything.
+
+        Raises:
+            HfbenchError: For everything that the user can mend.
+        """
+        self.recipe = without_files(recipe)
+        args = _check(self.recipe)
+        self.inputs = load_inputs(self.recipe, args)
+        self.device = args.device
+
+    def measure_window(
+        self, steps: int, warmup_steps: int = 2, recipe: Recipe | None = None
+    ) -> Window:
+        """Train a fresh copy of the model for ``warmup_steps + steps`` optimizer steps.
+
+        Args:
+            steps: To measure, at least 1.
+            warmup_steps: Before them, at least 1.
+            recipe: A variant that differs in `training_args` and `preprocessing.location` alone;
+                by default the bench's own recipe.
+
+        Raises:
+            DeviceError: If this machine cannot do what the variant asks for.
+            torch.OutOfMemoryError: If it does not fit.
+        """
+        recipe = without_files(recipe or self.recipe)
+        timer = _Timer(warmup_steps, warmup_steps + steps)
+        trainer, args = self._build(recipe, timer.last_step, timer)
+        try:
+            with torch.enable_grad():
+                trainer.train()
+            memory = measure_memory(args.device)
+            switches = observe_switches(recipe, trainer)
+        finally:
+            trainer.close_loaders()
+        start, end = timer.borders
+        return Window(
+            steps=steps,
+            warmup_steps=warmup_steps,
+            samples=steps * args.per_device_train_batch_size * args.gradient_accumulation_steps,
+            seconds=end.seconds - start.seconds,
+            data_wait_seconds=end.data_wait_seconds - start.data_wait_seconds,
+            first_loss=timer.first_loss,
+            peak_process_memory_mib=memory.peak_process_memory_mib,
+            peak_device_memory_mib=memory.peak_device_memory_mib,
+            switches=switches,
+        )
+
+    def measure_first_loss(self, recipe: Recipe) -> float | None:
+        """Return the training loss of the first optimizer step, dropout and drop path turned off.
+
+        Args:
+            recipe: A variant, as for `measure_window`.
+
+        Returns:
+            As `Window.first_loss`.
+        """
+        timer = _Timer(1, 1)
+        trainer, _ = self._build(without_files(recipe), 1, timer, turn_off_dropout)
+        try:
+            with torch.enable_grad():
+                trainer.train()
+        finally:
+            trainer.close_loaders()
+        return timer.first_loss
+
+    def _build(
+        self, recipe: Recipe, max_steps: int, timer: _Timer, prepare: Any = None
+    ) -> tuple[BenchTrainer, TrainingArguments]:
+        recipe = with_arguments(recipe, max_steps=max_steps)
+        args = _check(recipe)
+        _release_memory(args.device)
+        reset_memory(args.device)
+        model: PreTrainedModel = copy.deepcopy(self.inputs.model)
+        if prepare is not None:
+            prepare(model)
+        trainer = assemble(recipe, args, replace(self.inputs, model=model), Clock(), [timer])
+        trainer.remove_callback(PrinterCallback)
+        needed = max_steps * args.per_device_train_batch_size * args.gradient_accumulation_steps
+        trainer.train_dataset = _OneEpoch(trainer.train_dataset, needed)
+        timer.trainer = trainer
+        return trainer, args
+
+
+def with_arguments(recipe: Recipe, **training_args: Any) -> Recipe:
+    """Return the recipe with other `training_args`; unlike `load_recipe` it checks nothing."""
+    return recipe.model_copy(update={"training_args": recipe.training_args | training_args})
+
+
+def without_files(recipe: Recipe) -> Recipe:
+    """Return the recipe as a window runs it: nothing is evaluated, saved, logged or pushed."""
+    kept = {name: v for name, v in recipe.training_args.items() if name not in HUB_ARGUMENTS}
+    recipe = recipe.model_copy(update={"training_args": kept | _WITHOUT})
+    if recipe.argument("lr_scheduler_type") in _NEED_EVALUATIONS:
+        recipe = with_arguments(recipe, lr_scheduler_type="constant", lr_scheduler_kwargs=None)
+    return recipe
+
+
+def turn_off_dropout(model: nn.Module) -> None:
+    """Turn off everything that drops at random, so that two losses can be compared.
+
+    Libraries keep the rates as `p` of a dropout layer, as numbers with "drop" in their names
+    (`drop_prob`, `attention_dropout`, `drop_rate`), and in a model's configuration.
+    """
+    for module in model.modules():
+        for holder in (module, getattr(module, "config", None)):
+            for name, value in list(vars(holder).items()) if holder is not None else ():
+                if "drop" in name and isinstance(value, float):
+                    setattr(holder, name, 0.0)
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = 0.0
+
+
+class _Border:
+    """A moment at which everything given to the device is done."""
+
+    def __init__(self, trainer: BenchTrainer) -> None:
+        synchronize(trainer.args.device)
+        self.seconds = time.perf_counter()
+        self.data_wait_seconds = trainer.clock.times.data_wait_seconds
+
+
+class _Timer(TrainerCallback):
+    """Notes both borders of a window, and the loss of the first step."""
+
+    def __init__(self, warmup_steps: int, last_step: int) -> None:
+        self.warmup_steps, self.last_step = warmup_steps, last_step
+        self.trainer: BenchTrainer  # set when there is one
+        self.borders: list[_Border] = []
+        self.first_loss: float | None = None
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if state.global_step == 1:
+            loss = float(self.trainer.loss_sum)
+            self.first_loss = loss if math.isfinite(loss) else None
+        if state.global_step in (self.warmup_steps, self.last_step):
+            self.borders.append(_Border(self.trainer))
+
+
+class _OneEpoch(ImageBatches):
+    """The same images, repeated until one epoch is enough for a window."""
+
+    def __init__(self, batches: Any, samples: int) -> None:
+        super().__init__(batches.split, batches.preprocessing, batches.location, batches.augment)
+        self.samples = max(samples, len(batches.split))
+
+    def __len__(self) -> int:
+        return self.samples
+
+
+def _check(recipe: Recipe) -> TrainingArguments:
+    problems = check_machine(recipe)
+    if problems:
+        raise DeviceError.from_problems(recipe.name, problems)
+    if requested_processes() > 1:
+        raise DeviceError(
+            f"Short windows are measured in one process, but the launcher was asked for "
+            f"{requested_processes()}; run the same command without a launcher."
+        )
+    # Trainer makes the folder that it is given, and nothing is written into it.
+    return build_training_arguments(recipe, Path(tempfile.gettempdir()))
+
+
+def _release_memory(device: torch.device) -> None:
+    """Give back what earlier windows used, so that it is not counted as this one's."""
+    torch.compiler.reset()  # after eight recompilations torch would silently run uncompiled
+    gc.collect()
+    if device.type not in ("cpu", "mps"):
+        torch.accelerator.empty_cache()
+    if sys.platform == "linux":
+        try:
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+        except (OSError, AttributeError):  # another C library
+            return
