@@ -1,0 +1,152 @@
+"""Each technique can be turned on and off in any recipe, and says when it can have no effect."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from hfbench.recipe import Recipe, check_recipe, load_recipe, shipped_recipes
+from hfbench.techniques import TECHNIQUES, Use, change, find_uses
+from tests.builders import tiny_recipe
+
+ALWAYS = [
+    "mixed precision",
+    "pinned memory",
+    "accumulation, same batch",
+    "accumulation, larger batch",
+]
+
+
+def find(recipe: Recipe, name: str) -> Use:
+    """Return the use of one technique."""
+    (use,) = (use for use in find_uses(recipe) if use.name == name)
+    return use
+
+
+def turned_on(recipe: Recipe, name: str) -> dict[str, Any]:
+    """Return the training arguments of a recipe with a technique turned on."""
+    return change(recipe, find(recipe, name).on.items()).training_args
+
+
+def test_untuned_recipe_has_no_technique_and_four_that_it_could_have() -> None:
+    recipe = tiny_recipe()
+    assert [use.name for use in find_uses(recipe)] == ALWAYS
+    assert not any(use.in_recipe for use in find_uses(recipe))
+
+
+def test_recipe_that_has_everything_can_turn_off_each() -> None:
+    recipe = tiny_recipe(
+        preprocessing={"location": "device"},
+        bf16=True,
+        dataloader_pin_memory=True,
+        accelerator_config={"non_blocking": True, "even_batches": True},
+        gradient_accumulation_steps=2,
+        torch_compile_backend="eager",
+        dataloader_num_workers=2,
+        dataloader_persistent_workers=True,
+        optim="adamw_torch_fused",
+    )
+    uses = find_uses(recipe)
+    assert [use.name for use in uses if use.in_recipe] == [
+        "mixed precision",
+        "pinned memory",
+        "accumulation, larger batch",
+        "torch.compile",
+        "device preprocessing",
+        "loader workers",
+        "optimizer implementation",
+    ]
+    off = change(recipe, [item for use in uses for item in use.off.items()])
+    assert not any(use.in_recipe for use in find_uses(off))
+    assert off.preprocessing.location == "host"
+    # What no technique is made of stays.
+    assert off.training_args["accelerator_config"] == {"non_blocking": False, "even_batches": True}
+    assert off.training_args["optim"] == "adamw_torch"
+    on = change(off, [item for use in uses if use.in_recipe for item in use.on.items()])
+    for use in find_uses(on):
+        assert use.on == find(recipe, use.name).on
+    assert recipe.training_args["bf16"] is True
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_every_technique_of_every_shipped_recipe_leaves_a_valid_recipe(name: str) -> None:
+    recipe = load_recipe(name)
+    for use in find_uses(recipe):
+        for settings in (use.on, use.off):
+            _, problems = check_recipe(change(recipe, settings.items()).as_json())
+            assert problems == []
+        assert set(use.on) >= set(use.off)
+        assert use.technique in TECHNIQUES
+
+
+def test_mixed_precision_of_a_cpu_is_bfloat16_asked_for_by_name() -> None:
+    recipe = tiny_recipe(use_cpu=False)
+    on = turned_on(recipe, "mixed precision")
+    assert (on["bf16"], on["fp16"], on["use_cpu"]) == (True, False, True)
+
+
+def test_mixed_precision_is_that_of_the_recipe_where_it_has_one() -> None:
+    use = find(tiny_recipe(fp16=True, use_cpu=False), "mixed precision")
+    assert (use.in_recipe, use.detail) == (True, "fp16")
+
+
+@pytest.mark.parametrize(
+    ("batch", "steps", "expected"),
+    [
+        (32, 1, (4, 8)),  # the reference's four micro-batches
+        (32, 2, (2, 16)),  # as many as the recipe has
+        (70, 4, (2, 35)),  # 4 does not divide 70, 3 neither
+        (9, 4, (3, 3)),
+        (6, 1, (3, 2)),
+        (4, 4, (2, 2)),  # four single images would be none for batch norm
+    ],
+)
+def test_accumulation_at_the_same_batch_splits_it_evenly(
+    batch: int, steps: int, expected: tuple[int, int]
+) -> None:
+    recipe = tiny_recipe(per_device_train_batch_size=batch, gradient_accumulation_steps=steps)
+    on = turned_on(recipe, "accumulation, same batch")
+    found = (on["gradient_accumulation_steps"], on["per_device_train_batch_size"])
+    assert found == expected
+    assert found[0] * found[1] == batch
+    use = find(recipe, "accumulation, same batch")
+    assert use.no_effect is None
+    assert ("do not make 4" in use.detail) == (expected[0] not in (4, steps))
+
+
+@pytest.mark.parametrize("batch", [1, 2, 7])
+def test_batch_that_cannot_be_split_is_said(batch: int) -> None:
+    use = find(tiny_recipe(per_device_train_batch_size=batch), "accumulation, same batch")
+    assert use.no_effect is not None
+    assert f"a batch of {batch} cannot be split" in use.no_effect
+
+
+def test_accumulation_that_enlarges_the_batch_keeps_the_micro_batch() -> None:
+    on = turned_on(tiny_recipe(per_device_train_batch_size=7), "accumulation, larger batch")
+    assert (on["per_device_train_batch_size"], on["gradient_accumulation_steps"]) == (7, 4)
+
+
+def test_pinned_memory_has_no_effect_on_a_cpu() -> None:
+    use = find(tiny_recipe(dataloader_pin_memory=True), "pinned memory")
+    assert use.in_recipe
+    assert use.no_effect is not None
+    assert "nothing is copied" in use.no_effect
+
+
+def test_technique_that_is_a_default_of_transformers_counts_as_in_the_recipe() -> None:
+    content = tiny_recipe().as_json()
+    for name in ("optim", "dataloader_pin_memory"):
+        del content["training_args"][name]
+    recipe = Recipe.model_validate(content)
+    assert find(recipe, "pinned memory").in_recipe
+    assert find(recipe, "optimizer implementation").off == {"training_args.optim": "adamw_torch"}
+
+
+def test_slug_can_stand_in_a_recipe_name() -> None:
+    names = [use.slug for use in find_uses(tiny_recipe(torch_compile=True))]
+    assert names[2:] == [
+        "accumulation-same-batch",
+        "accumulation-larger-batch",
+        "torch-compile",
+    ]
