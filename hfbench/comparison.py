@@ -1,168 +1,199 @@
-"""Set one run against its baseline: what it gained, what it cost, and what else differs.
+"""Set a candidate's runs against its baseline's: what tuning gained, what it cost, what it allows.
 
 The module is not called `compare`, since it would hide the function of that name in the package.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
+import numpy as np
+
+from hfbench.differing import (
+    Difference,
+    beyond_techniques,
+    changed_techniques,
+    circumstances,
+    differing_settings,
+    refusals,
+)
 from hfbench.errors import ComparisonError
+from hfbench.intervals import Interval
+from hfbench.paired import Differences, Predictions, differences, load_predictions
+from hfbench.repeats import check_repeats, pair_by_seed
 from hfbench.result import Result
+from hfbench.rows import EXECUTION_TIME, TEST_ACCURACY, Row, build_rows
+from hfbench.verdict import (
+    UNDECIDED,
+    AccuracyVerdict,
+    TechniqueChange,
+    judge_accuracy,
+    judge_speed,
+    write_sentence,
+)
 
-# Names and texts, not settings.
-_NOT_SETTINGS = ("$schema", "name", "description", "variant", "baseline", "reference")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One quantity of both runs.
-
-    Attributes:
-        name: What it is.
-        unit: ``s``, ``images/s``, ``MiB``, or ``share`` in [0, 1].
-        baseline: Its value, ``None`` if it was not measured.
-        candidate: Its value, ``None`` if it was not measured.
-        speedup: How many times better in time, throughput or memory, above 1 is better; ``None``
-            for shares.
-        points: Candidate less baseline in percentage points; ``None`` for everything but shares.
-    """
-
-    name: str
-    unit: str
-    baseline: float | None
-    candidate: float | None
-    speedup: float | None
-    points: float | None
-
-
-@dataclass(frozen=True)
-class Difference:
-    """One setting in which two runs differ."""
-
-    name: str
-    baseline: Any
-    candidate: Any
+MARGIN_POINTS = 0.5
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two runs side by side; one pair, so no interval and no verdict."""
+    """A candidate against its baseline.
 
-    baseline: Result
-    candidate: Result
+    Attributes:
+        baseline: Its runs, paired with those of `candidate`.
+        candidate: Runs of the same seeds in the same order.
+        pairs: How many.
+        seeds: Different seeds among them.
+        rows: Every quantity of both, with the gain and its interval.
+        speed: ``faster``, ``slower``, ``no difference shown`` or ``undecided``: execution time.
+        accuracy: What it cost; ``None`` where labels mean nothing.
+        techniques: That differ between the recipes.
+        beyond: What differs beyond the techniques: effective batch and optimizer steps first.
+        settings: Every setting of the recipes that differs.
+        circumstances: What else differs: what was applied, commit, kernel, sessions.
+        notes: What a reader has to know, a sentence each.
+        sentence: The verdict.
+    """
+
+    baseline: list[Result]
+    candidate: list[Result]
+    pairs: int
+    seeds: int
     rows: list[Row]
+    speed: str
+    accuracy: AccuracyVerdict | None
+    techniques: list[TechniqueChange]
+    beyond: list[Difference]
     settings: list[Difference]
     circumstances: list[Difference]
+    notes: list[str]
+    sentence: str
 
 
-def compare(baseline: Result, candidate: Result) -> Comparison:
-    """Set a candidate's run against its baseline's.
+def compare(
+    baseline: Result | Sequence[Result],
+    candidate: Result | Sequence[Result],
+    *,
+    margin_points: float = MARGIN_POINTS,
+    price_per_hour: float | None = None,
+) -> Comparison:
+    """Set a candidate's runs against its baseline's.
 
     Args:
-        baseline: Result of the run without tuning.
-        candidate: Result of the run with it.
+        baseline: Repeats of one recipe: the same but for the seed.
+        candidate: Repeats of another, best with the same seeds.
+        margin_points: The loss of accuracy, in percentage points, that would be put up with.
+        price_per_hour: Of the machine, in any currency, for a row of costs.
 
     Returns:
-        Times, throughput, memory, accuracy and F1 side by side; `settings` of the recipes that
-        differ, and `circumstances` (hardware, versions, number of images, what was seen to be
-        applied) that differ.
+        Gains with 95 % intervals over the pairs of equal seeds, and the verdict that they allow.
 
     Raises:
-        ComparisonError: If they were not tested on the same images: accuracy and evaluation time
-            would not compare.
+        ComparisonError: If the runs differ in test images, data, hardware or library versions, so
+            that tuning would be credited with what it did not do; every difference is listed. If
+            the repeats of one side are not of one recipe. If the margin is not above 0.
+        ResultError: If predictions cannot be read.
     """
-    if baseline.data.eval_fingerprint != candidate.data.eval_fingerprint:
-        raise ComparisonError(
-            f"{baseline.recipe.name} and {candidate.recipe.name} were tested on different images "
-            f"({baseline.data.eval_samples} of {baseline.recipe.dataset.name_or_path} against "
-            f"{candidate.data.eval_samples} of {candidate.recipe.dataset.name_or_path}); run both "
-            f"on the same ones."
-        )
+    if not margin_points > 0 or (price_per_hour is not None and not price_per_hour > 0):
+        raise ComparisonError("The margin, and a price, must be above 0.")
+    sides = [[side] if isinstance(side, Result) else list(side) for side in (baseline, candidate)]
+    problems = [line for side in sides for line in check_repeats(side)] or refusals(*sides)
+    if problems:
+        names = " and ".join(side[0].recipe.name for side in sides if side)
+        raise ComparisonError.from_problems(f"Comparing {names or 'nothing'}", problems)
+    before, after, notes = pair_by_seed(*sides)
+    paired, more = _compare_predictions(before, after)
+    rows = {row.name: row for row in build_rows(before, after, paired, price_per_hour)}
+    speedup = _interval(rows[EXECUTION_TIME])
+    speed = judge_speed(speedup) if speedup else UNDECIDED
+    accuracy = _judge_accuracy(rows[TEST_ACCURACY], paired, margin_points, before)
+    techniques = changed_techniques(before[0], after[0])
+    beyond = beyond_techniques(before[0], after[0])
+    others = [item.name for item in beyond if "." in item.name]
     return Comparison(
-        baseline=baseline,
-        candidate=candidate,
-        rows=list(_rows(baseline, candidate)),
-        settings=_differences(_settings(baseline), _settings(candidate)),
-        circumstances=_differences(_circumstances(baseline), _circumstances(candidate)),
+        baseline=before,
+        candidate=after,
+        pairs=len(before),
+        seeds=len({run.seed for run in before}),
+        rows=list(rows.values()),
+        speed=speed,
+        accuracy=accuracy,
+        techniques=techniques,
+        beyond=beyond,
+        settings=differing_settings(before[0], after[0]),
+        circumstances=circumstances(before[0], after[0]),
+        notes=notes + more,
+        sentence=write_sentence(speed, speedup, accuracy, techniques, others),
     )
 
 
-def _rows(a: Result, b: Result) -> Iterator[Row]:
-    for name, seconds in (
-        ("execution time", [r.times.execution_seconds for r in (a, b)]),
-        ("train time", [r.times.train_seconds for r in (a, b)]),
-        ("first step", [r.times.first_step_seconds for r in (a, b)]),
-        ("data wait", [r.times.data_wait_seconds for r in (a, b)]),
-    ):
-        yield _lower_is_better(name, "s", *seconds)
-    one, two = a.throughput.samples_per_second, b.throughput.samples_per_second
-    yield Row(
-        "steady-state training", "images/s", one, two, two / one if one and two else None, None
-    )
-    yield _lower_is_better(
-        "peak device memory",
-        "MiB",
-        a.memory.peak_device_memory_mib,
-        b.memory.peak_device_memory_mib,
-    )
-    yield _lower_is_better(
-        "peak process memory",
-        "MiB",
-        a.memory.peak_process_memory_mib,
-        b.memory.peak_process_memory_mib,
-    )
-    for split in ("test", "train"):
-        for name, field in (
-            ("accuracy", "accuracy"),
-            ("F1 macro", "f1_macro"),
-            ("F1 weighted", "f1_weighted"),
-        ):
-            before, after = (getattr(getattr(r.metrics, split), field, None) for r in (a, b))
-            points = None if before is None or after is None else 100 * (after - before)
-            yield Row(f"{split} {name}", "share", before, after, None, points)
+def _interval(row: Row) -> Interval | None:
+    value = row.speedup if row.points is None else row.points
+    return None if value is None else Interval(value, row.low, row.high)
 
 
-def _lower_is_better(name: str, unit: str, before: float | None, after: float | None) -> Row:
-    return Row(name, unit, before, after, before / after if before and after else None, None)
-
-
-def _settings(result: Result) -> dict[str, Any]:
-    content = result.recipe.as_json()
-    return dict(
-        _flatten({key: value for key, value in content.items() if key not in _NOT_SETTINGS})
+def _judge_accuracy(
+    row: Row, paired: Differences | None, margin_points: float, before: Sequence[Result]
+) -> AccuracyVerdict | None:
+    points = _interval(row)
+    if points is None:
+        return None
+    seeds = len({run.seed for run in before})
+    return AccuracyVerdict(
+        points=points.value,
+        low=points.low,
+        high=points.high,
+        margin_points=margin_points,
+        verdict=judge_accuracy(points, margin_points, seeds),
+        images=before[0].data.eval_samples,
+        seeds=seeds,
+        mcnemar=paired.disagreements if paired else [],
+        classes=paired.classes if paired else [],
     )
 
 
-def _circumstances(result: Result) -> dict[str, Any]:
-    seen = {f"{name} (applied)": switch.applied for name, switch in result.switches.items()}
-    machine = dict(_flatten(result.environment.model_dump(mode="json")))
-    training = result.training.model_dump(
-        include={
-            "optimizer_steps",
-            "effective_batch_size",
-            "per_device_train_batch_size",
-            "sessions",
-        }
-    )
-    data = result.data.model_dump(include={"train_samples", "train_fingerprint", "eval_samples"})
-    return training | data | seen | machine
+def _compare_predictions(
+    before: Sequence[Result], after: Sequence[Result]
+) -> tuple[Differences | None, list[str]]:
+    """Compare image by image, where both sides kept their predictions.
+
+    Raises:
+        ComparisonError: If they are not of the same images in the same order.
+    """
+    if any(run.metrics.test is None for run in (*before, *after)):
+        return None, []
+    loaded = [[load_predictions(run) for run in side] for side in (before, after)]
+    found = [[item for item in side if item is not None] for side in loaded]
+    if [len(side) for side in found] != [len(before), len(after)]:
+        missing = [
+            run.run_id
+            for side, runs in zip(loaded, (before, after), strict=True)
+            for item, run in zip(side, runs, strict=True)
+            if item is None
+        ]
+        return None, [f"No predictions.npz beside {', '.join(missing)}: accuracy has no interval."]
+    first = found[0][0]
+    for item, run in zip((*found[0], *found[1]), (*before, *after), strict=True):
+        same = np.array_equal(item.index, first.index) and np.array_equal(item.label, first.label)
+        if not same or item.probability.shape != first.probability.shape:
+            raise ComparisonError(
+                f"The test images in predictions.npz of {run.recipe.name}/{run.run_id} are not "
+                f"those of {before[0].recipe.name}/{before[0].run_id}; run both on the same ones."
+            )
+    seeds, names = [run.seed for run in before], before[0].data.label_names
+    return differences(found[0], found[1], seeds, names), _stale(found, (before, after))
 
 
-def _flatten(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in content.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def _differences(one: Mapping[str, Any], two: Mapping[str, Any]) -> list[Difference]:
-    names = [*one, *(name for name in two if name not in one)]
+def _stale(
+    found: Sequence[Sequence[Predictions]], sides: tuple[Sequence[Result], Sequence[Result]]
+) -> list[str]:
+    """Say where a result's accuracy is not that of the predictions beside it."""
     return [
-        Difference(name, one.get(name), two.get(name))
-        for name in names
-        if one.get(name) != two.get(name)
+        f"{run.recipe.name}/{run.run_id}: result.json says an accuracy of "
+        f"{run.metrics.test.accuracy:.4f}, its predictions {item.right.mean():.4f}; the latter "
+        "count."
+        for items, runs in zip(found, sides, strict=True)
+        for item, run in zip(items, runs, strict=True)
+        if run.metrics.test and abs(run.metrics.test.accuracy - item.right.mean()) > 1e-6
     ]

@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -56,6 +56,29 @@ class Environment(BaseModel):
     cuda: str | None
     packages: dict[str, str]
     hfbench_commit: str | None
+
+
+def environment_differences(a: Environment, b: Environment) -> list[tuple[str, Any, Any]]:
+    """List in what hardware or versions two runs differ, so that their times do not compare.
+
+    The kernel (`platform`) and hfbench's commit are of another kind: stated, but not decisive.
+
+    Returns:
+        Name and both values of each difference.
+    """
+    one, two = (_decisive(environment) for environment in (a, b))
+    names = [*one, *(name for name in two if name not in one)]
+    return [
+        (name, one.get(name), two.get(name)) for name in names if one.get(name) != two.get(name)
+    ]
+
+
+def _decisive(environment: Environment) -> dict[str, Any]:
+    content = environment.model_dump(exclude={"platform", "hfbench_commit", "packages"})
+    for name in ("memory_mib", "device_memory_mib"):  # a kernel may keep some for itself
+        if content[name] is not None:
+            content[name] = round(content[name] / 1024)
+    return content | {f"packages.{name}": v for name, v in environment.packages.items()}
 
 
 def describe_environment(device_type: str | None = None) -> Environment:

@@ -10,26 +10,27 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from hfbench.comparison import Comparison, Difference, Row
 from hfbench.environment import Environment
 from hfbench.errors import ResultError
 from hfbench.result import Result, Run, load_result
 
 
-class _PlainTable(Table):
+class PlainTable(Table):
     """A table whose cells are shown as they are: rich would take [brackets] for markup."""
 
     def add_column(self, header: Any = "", *others: Any, **options: Any) -> None:
+        """Add a column whose heading is no markup."""
         super().add_column(Text(header) if isinstance(header, str) else header, *others, **options)
 
     def add_row(self, *cells: Any, **options: Any) -> None:
+        """Add a row whose cells are no markup."""
         super().add_row(*(Text(c) if isinstance(c, str) else c for c in cells), **options)
 
 
 def result_table(result: Result) -> Group:
     """Show a finished run, the reference's numbers beside it, and what was not applied as asked."""
     reference = result.recipe.reference
-    table = _PlainTable()
+    table = PlainTable()
     table.add_column("")
     table.add_column("this run", justify="right")
     if reference:
@@ -99,39 +100,15 @@ def _remarks(result: Result) -> list[str]:
     for name, switch in result.switches.items():
         if switch.reason:
             lines.append(
-                f"{name}: asked for {_show(switch.requested)}, applied {_show(switch.applied)} "
+                f"{name}: asked for {as_text(switch.requested)}, applied {as_text(switch.applied)} "
                 f"({switch.reason})."
             )
     return lines + result.data.notes
 
 
-def comparison_tables(comparison: Comparison) -> Group:
-    """Show two runs side by side, then what differs in their settings and circumstances."""
-    a, b = comparison.baseline.recipe.name, comparison.candidate.recipe.name
-    table = _PlainTable()
-    for heading in ("", a, b, "gain"):
-        table.add_column(heading, justify="left" if not heading else "right")
-    for row in comparison.rows:
-        if row.baseline is not None or row.candidate is not None:
-            table.add_row(
-                row.name, _value(row, row.baseline), _value(row, row.candidate), _gain(row)
-            )
-    note = Text(
-        "gain: how many times faster, or less memory; points for shares. One run each: no "
-        "interval, no verdict."
-    )
-    return Group(
-        Text(f"{b} against {a}", style="bold"),
-        table,
-        note,
-        _differences("Settings that differ", comparison.settings, a, b),
-        _differences("Circumstances that differ", comparison.circumstances, a, b),
-    )
-
-
 def run_table(runs: Iterable[Run]) -> Table:
     """List runs with what they reached."""
-    table = _PlainTable()
+    table = PlainTable()
     for heading in ("recipe", "run", "state", "test accuracy", "F1 macro", "execution", "images/s"):
         justify = "right" if heading in ("execution", "images/s") else "left"
         table.add_column(heading, justify=justify, overflow="fold")
@@ -160,17 +137,17 @@ def run_table(runs: Iterable[Run]) -> Table:
 
 def environment_table(environment: Environment, cannot: Sequence[str]) -> Group:
     """Show this machine, and which techniques it lacks."""
-    table = _PlainTable(show_header=False)
+    table = PlainTable(show_header=False)
     for name, value in environment.model_dump().items():
         if name == "packages":
             value = "\n".join(f"{package} {version}" for package, version in value.items())
-        table.add_row(name, f"{value:.0f}" if isinstance(value, float) else _show(value))
+        table.add_row(name, f"{value:.0f}" if isinstance(value, float) else as_text(value))
     return Group(table, *(Text(line) for line in cannot))
 
 
 def prediction_table(files: Sequence[str], found: Sequence[Sequence[dict[str, Any]]]) -> Table:
     """Show the most probable classes of each file."""
-    table = _PlainTable()
+    table = PlainTable()
     table.add_column("image")
     table.add_column("class")
     table.add_column("probability", justify="right")
@@ -211,30 +188,6 @@ def _count(number: int, noun: str, plural: str = "s") -> str:
     return f"{number} {noun}{'' if number == 1 else plural}"
 
 
-def _differences(title: str, differences: Sequence[Difference], a: str, b: str) -> Table | Text:
-    if not differences:
-        return Text(f"{title}: none.")
-    table = _PlainTable()
-    for heading in (title, a, b):
-        table.add_column(heading, overflow="fold")
-    for difference in differences:
-        table.add_row(difference.name, _show(difference.baseline), _show(difference.candidate))
-    return table
-
-
-def _value(row: Row, value: float | None) -> str:
-    if value is None:
-        return "not measured"
-    if row.unit == "share":
-        return percent(value)
-    return duration(value) if row.unit == "s" else f"{value:.1f} {row.unit}"
-
-
-def _gain(row: Row) -> str:
-    if row.points is not None:
-        return f"{row.points:+.2f} points"
-    return f"{row.speedup:.2f}×" if row.speedup is not None else ""
-
-
-def _show(value: Any) -> str:
+def as_text(value: Any) -> str:
+    """Write a setting as JSON, text without quotes."""
     return value if isinstance(value, str) else json.dumps(value)
