@@ -7,20 +7,24 @@ written after is added up over the sessions.
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from hfbench.result import Memory, Throughput
+from hfbench.energy import Meter, meter_cpu, meter_devices
+from hfbench.result import Energy, Memory, Throughput, TimeBudget
+from hfbench.timeline import Timeline, stamps_of
 
 MAX_WARMUP_STEPS = 10
+_ENERGY_SECONDS = 60.0  # between readings: a package's counter wraps around within minutes
 
 
 @dataclass
@@ -37,6 +41,9 @@ class TrainingTimes:
     measured_samples: int = 0
     measured_seconds: float = 0.0
     loss_sum: float | None = 0.0  # of all optimizer steps; None if it is not finite
+    budget: dict[str, float] | None = None  # seconds of each phase; None if a session lacks them
+    # None if a session lacks them
+    joules: dict[str, float | None] = field(default_factory=lambda: {"device": 0.0, "cpu": 0.0})
 
 
 def synchronize(device: torch.device) -> None:
@@ -54,8 +61,10 @@ class Clock(TrainerCallback):
 
     def __init__(self) -> None:
         self.times = TrainingTimes()
+        self.timeline = Timeline()
         self.warmup_steps = 0
         self._started: float | None = None
+        self._has_budget = True  # of earlier sessions too
         self._before = 0.0  # execution_seconds of earlier sessions
         self._samples = 0  # of this process, in this session
         self._steps = 0
@@ -63,10 +72,15 @@ class Clock(TrainerCallback):
             None  # time, pauses until then, samples until then
         )
         self._steady_before = (0, 0.0)  # measured samples and seconds of earlier sessions
+        self._meters: dict[str, Meter] = {}
+        self._energy_read = 0.0  # time of the last reading
 
     def resume(self, earlier: dict[str, Any]) -> None:
-        """Go on from what a checkpoint kept."""
-        self.times = TrainingTimes(**earlier)
+        """Go on from what a checkpoint kept; one of an older version has no budget and energy."""
+        unknown: dict[str, Any] = {"budget": None, "joules": {"device": None, "cpu": None}}
+        self.times = TrainingTimes(**unknown | earlier)
+        self._has_budget = self.times.budget is not None
+        self.timeline.seconds |= self.times.budget or {}
         self._before = self.times.execution_seconds
         self._steady_before = (self.times.measured_samples, self.times.measured_seconds)
 
@@ -75,15 +89,19 @@ class Clock(TrainerCallback):
         self._update()
         return asdict(self.times)
 
-    def start(self) -> None:
+    def start(self, device: torch.device) -> None:
         """Start the execution clock: the training call begins."""
         self.times.sessions += 1
-        self._started = time.perf_counter()
+        self._meters = {"device": meter_devices(device), "cpu": meter_cpu()}
+        synchronize(device)
+        self._started = self._energy_read = time.perf_counter()
+        self.timeline.start("start", stamps_of(device))
 
     def stop(self, device: torch.device) -> None:
         """Stop the execution clock: the training call has returned."""
         synchronize(device)
         self._update()
+        self.timeline.stop()
         self._started = None
 
     @contextmanager
@@ -106,6 +124,13 @@ class Clock(TrainerCallback):
     def count_samples(self, samples: int) -> None:
         """Tell how many images this process is about to train on."""
         self._samples += samples
+
+    def wait_for_data(self) -> None:
+        """Tell that batches are asked for; the first time, that the first step begins."""
+        if self.timeline.phase == "start":
+            self.timeline.hold("first_step")
+        else:
+            self.timeline.enter("data_wait")
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -130,6 +155,18 @@ class Clock(TrainerCallback):
             self._measure_steady(now)
         if self._steps == self.warmup_steps:
             self._steady_from = (now, self._pauses(), self._samples)
+        if self.timeline.phase == "first_step":
+            self.timeline.release("overhead")
+        else:
+            self.timeline.enter("overhead")
+        self.timeline.settle()
+        self._read_energy(now)
+
+    def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Read the energy during long evaluations."""
+        self._read_energy(time.perf_counter())
 
     def throughput(self, world_size: int) -> Throughput:
         """Return the steady state of all sessions; processes train on equally many images."""
@@ -139,6 +176,25 @@ class Clock(TrainerCallback):
             warmup_steps=self.warmup_steps,
             measured_samples=samples,
             measured_seconds=seconds,
+        )
+
+    def budget(self) -> TimeBudget | None:
+        """Return where the time of all sessions went; ``None`` if one of them did not say."""
+        seconds = self.times.budget
+        if seconds is None:
+            return None
+        return TimeBudget(**{f"{name}_seconds": value for name, value in seconds.items()})
+
+    def energy(self) -> Energy:
+        """Return the energy of all sessions."""
+        notes = {name: meter.note for name, meter in self._meters.items()}
+        for name, joules in self.times.joules.items():
+            if joules is None and not notes.get(name):
+                notes[name] = "an earlier session did not measure it"
+        return Energy(
+            device_joules=self.times.joules["device"],
+            cpu_joules=self.times.joules["cpu"],
+            note="; ".join(f"{name}: {note}" for name, note in notes.items() if note) or None,
         )
 
     def _pauses(self) -> float:
@@ -156,6 +212,16 @@ class Clock(TrainerCallback):
     def _update(self) -> None:
         if self._started is not None:
             self.times.execution_seconds = self._before + time.perf_counter() - self._started
+            self.times.budget = self.timeline.read() if self._has_budget else None
+            self._read_energy(math.inf)
+
+    def _read_energy(self, now: float) -> None:
+        if self._started is None or now - self._energy_read < _ENERGY_SECONDS:
+            return
+        self._energy_read = time.perf_counter()
+        for name, meter in self._meters.items():
+            joules, before = meter.update(), self.times.joules[name]
+            self.times.joules[name] = None if joules is None or before is None else before + joules
 
 
 def reset_memory(device: torch.device) -> None:

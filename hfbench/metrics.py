@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from sklearn.metrics import accuracy_score, f1_score, top_k_accuracy_score
 
+from hfbench.calibration import calibration_error
 from hfbench.result import SplitMetrics
 
 TOP_K = 5
@@ -91,6 +92,8 @@ def score(logits: np.ndarray, labels: np.ndarray, label_names: Sequence[str]) ->
         ranked = np.nan_to_num(logits.astype(np.float32))  # scikit-learn refuses a diverged model's
         found |= _quiet(TopK).compute(predictions=ranked, references=labels)
     loss = torch.nn.functional.cross_entropy(scores, torch.from_numpy(labels).long()).item()
+    probability = probabilities(logits)
+    believable = bool(np.isfinite(probability).all())  # not a diverged model's
     return SplitMetrics(
         samples=len(labels),
         loss=loss if np.isfinite(loss) else None,
@@ -99,6 +102,7 @@ def score(logits: np.ndarray, labels: np.ndarray, label_names: Sequence[str]) ->
         f1_weighted=found["f1_weighted"],
         f1_per_class=dict(zip(label_names, found["f1_per_class"], strict=True)),
         top5_accuracy=found.get("top5_accuracy"),
+        calibration_error=calibration_error(probability, labels) if believable else None,
     )
 
 

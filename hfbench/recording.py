@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from hfbench.clock import Clock, measure_memory
 from hfbench.data import ImageSplit
 from hfbench.environment import describe_environment
+from hfbench.flops import describe_compute
 from hfbench.recipe import Recipe
 from hfbench.result import DataInfo, Metrics, ModelInfo, Result, Times, Training
 from hfbench.switches import observe_switches
@@ -43,6 +44,7 @@ def record(
     """
     times = clock.times
     after = final_evaluation_seconds + final_save_seconds
+    throughput = clock.throughput(trainer.args.world_size)
     return Result(
         run_id=run_id,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -64,10 +66,20 @@ def record(
             final_save_seconds=final_save_seconds,
             total_seconds=times.setup_seconds + times.execution_seconds + after,
         ),
-        throughput=clock.throughput(trainer.args.world_size),
+        throughput=throughput,
         memory=measure_memory(trainer.args.device),
         switches=observe_switches(recipe, trainer),
         environment=describe_environment(trainer.args.device.type),
+        budget=clock.budget(),
+        compute=describe_compute(
+            trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False),
+            recipe.preprocessing.image_size,
+            trainer.seen_dtype or trainer.requested_dtype,
+            trainer.args.device,
+            throughput.samples_per_second,
+            trainer.args.world_size,
+        ),
+        energy=clock.energy(),
     )
 
 

@@ -164,7 +164,7 @@ def _train(
     Returns:
         The mean training loss, ``None`` if it is not finite.
     """
-    clock.start()
+    clock.start(trainer.args.device)
     try:
         with stop.listen(single_process=trainer.args.world_size == 1):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

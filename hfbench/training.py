@@ -29,6 +29,7 @@ from hfbench.models import quiet_progress
 from hfbench.preprocessing import Preprocessing
 from hfbench.recipe import Recipe
 from hfbench.result import write_json
+from hfbench.timeline import Batch
 
 logger = logging.getLogger(__name__)
 
@@ -173,6 +174,7 @@ class BenchTrainer(Trainer):
 
     def get_train_dataloader(self) -> Any:
         """Keep the loader, to see afterwards what it did."""
+        Batch.timeline = self.clock.timeline
         self.train_loader = super().get_train_dataloader()
         return self.train_loader
 
@@ -206,21 +208,33 @@ class BenchTrainer(Trainer):
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
         """Time the wait for data: here batches are fetched, before any step callback."""
+        self.clock.wait_for_data()
         with self.clock.measure("data_wait"):
             batches, items = super().get_batch_samples(*args, **kwargs)
         self.clock.count_samples(sum(len(batch["labels"]) for batch in batches))
+        self.clock.timeline.enter("overhead")
         return batches, items
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         prepared: dict[str, Any] = super()._prepare_inputs(inputs)
         if prepared["pixel_values"].dtype == torch.uint8:
+            self.clock.timeline.enter("preprocessing")
             sample = prepared.pop("sample", None)
             prepared["pixel_values"] = self.preprocessing(prepared["pixel_values"], sample)
         return prepared
 
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        """Time the forward pass, and what comes after it as the backward pass."""
+        self.clock.timeline.enter("forward")
+        loss = super().compute_loss(*args, **kwargs)
+        self.clock.timeline.enter("backward")
+        return loss
+
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """Refuse to go on in another precision than was asked for."""
         loss = super().training_step(*args, **kwargs)
+        complete = self.accelerator.sync_gradients  # no micro-batch is to follow
+        self.clock.timeline.enter("optimizer" if complete else "overhead")
         self.loss_sum = self.loss_sum + loss  # stays on the device
         if self.seen_dtype is not None and self.seen_dtype != self.requested_dtype:
             raise DeviceError(
@@ -231,7 +245,10 @@ class BenchTrainer(Trainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Time evaluations inside the training call apart."""
-        with self.clock.measure("evaluation", self.args.device):
+        with (
+            self.clock.measure("evaluation", self.args.device),
+            self.clock.timeline.whole("evaluation"),
+        ):
             return super().evaluate(*args, **kwargs)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
@@ -242,7 +259,11 @@ class BenchTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
-        with self.clock.measure("save", self.args.device), quiet_progress():
+        with (
+            self.clock.measure("save", self.args.device),
+            self.clock.timeline.whole("save"),
+            quiet_progress(),
+        ):
             # Before the rest, since trainer_state.json, written last, marks a whole checkpoint.
             self._save_clock(folder)
             super()._save_checkpoint(model, trial)
@@ -314,7 +335,7 @@ def build_trainer(
             requested_dtype=dtype,
             model=model,
             args=args,
-            data_collator=_as_it_is,
+            data_collator=Batch,  # collates nothing: `ImageBatches` hands out whole batches
             train_dataset=train,
             eval_dataset=test,
             compute_metrics=compute_metrics,
@@ -328,11 +349,6 @@ def build_trainer(
         raise RecipeError(f"training_args of {recipe.name} are refused: {error}") from error
     trainer.optimizer = trainer.lr_scheduler = None
     return trainer
-
-
-def _as_it_is(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Collate nothing: `ImageBatches` hands out whole batches."""
-    return batch
 
 
 def _call_once_with_output_dtype(model: nn.Module, see: Callable[[torch.dtype], None]) -> None:

@@ -23,7 +23,9 @@ from hfbench.models import load_model, open_model
 from hfbench.preprocessing import Preprocessing
 from hfbench.recipe import Recipe, check_recipe
 from hfbench.result import (
+    Compute,
     DataInfo,
+    Energy,
     Memory,
     Metrics,
     ModelInfo,
@@ -31,6 +33,7 @@ from hfbench.result import (
     SplitMetrics,
     Switch,
     Throughput,
+    TimeBudget,
     Times,
     Training,
     save_result,
@@ -148,6 +151,7 @@ def make_split(accuracy: float, **changes: Any) -> SplitMetrics:
         "f1_weighted": accuracy - 0.02,
         "f1_per_class": {"cat": accuracy, "dog": accuracy - 0.02},
         "top5_accuracy": None,
+        "calibration_error": 0.05,
     }
     return SplitMetrics(**(values | changes))
 
@@ -221,6 +225,30 @@ def make_result(**changes: Any) -> Result:
         "memory": Memory(peak_process_memory_mib=1000.0, peak_device_memory_mib=None),
         "switches": {"precision": Switch(requested="fp32", applied="fp32")},
         "environment": environment,
+        "budget": TimeBudget(  # adds up to execution_seconds
+            start_seconds=1.0,
+            first_step_seconds=1.0,
+            data_wait_seconds=10.0,
+            copy_seconds=2.0,
+            preprocessing_seconds=0.0,
+            forward_seconds=20.0,
+            backward_seconds=40.0,
+            optimizer_seconds=5.0,
+            evaluation_seconds=15.0,
+            save_seconds=5.0,
+            overhead_seconds=1.0,
+        ),
+        "compute": Compute(  # 50 images per second
+            dtype="fp32",
+            forward_flops_per_image=1_000_000_000,
+            train_flops_per_image=3_000_000_000,
+            achieved_flops_per_second=150e9,
+            peak_flops_per_second=600e9,
+            utilization=0.25,
+        ),
+        "energy": Energy(
+            device_joules=None, cpu_joules=2000.0, note="device: no NVIDIA GPU was used"
+        ),
     }
     for name, value in changes.items():
         part = parts.get(name)

@@ -44,7 +44,7 @@ class Session:
         self.state = TrainerState(max_steps=max_steps, global_step=global_step)
         self.control = TrainerControl()
         self.args: Any = SimpleNamespace(device=CPU)
-        clock.start()
+        clock.start(CPU)
 
     def begin(self, seconds: float = 0.0) -> None:
         self.time.now += seconds
