@@ -19,6 +19,7 @@ import typer
 from hfbench.cli_options import AsJson, OutputDir, Overrides, show
 from hfbench.cli_studies import studies
 from hfbench.errors import HfbenchError, Interrupted
+from hfbench.tether import END_WITH_PARENT, end_with_parent
 
 app = typer.Typer(
     name="hfbench",
@@ -38,6 +39,8 @@ _PATIENCE_SECONDS = 10
 def main() -> None:
     """Run the command line; a user's error becomes a message and exit code 2."""
     _log_to_stderr()
+    if os.environ.get(END_WITH_PARENT):
+        end_with_parent()
     try:
         app()
     except HfbenchError as error:
@@ -185,15 +188,22 @@ def validate_command(
 @app.command("env")
 def env_command(as_json: AsJson = False) -> None:
     """Show what this machine is, which versions are installed, and what the machine cannot do."""
-    from hfbench.environment import describe_environment, missing_capabilities
+    if not _is_main_process():
+        return
+    from hfbench.environment import (
+        describe_environment,
+        missing_capabilities,
+        requested_processes,
+    )
 
-    environment = describe_environment()
+    environment, processes = describe_environment(), requested_processes()
     if as_json:
-        print(environment.model_dump_json(indent=2))
+        found = environment.model_dump(mode="json") | {"world_size": processes}
+        print(json.dumps(found, indent=2, ensure_ascii=False))
         return
     from hfbench.tables import environment_table
 
-    show(environment_table(environment, missing_capabilities()))
+    show(environment_table(environment, processes, missing_capabilities()))
 
 
 @app.command("predict")

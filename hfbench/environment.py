@@ -57,11 +57,23 @@ class Environment(BaseModel):
     packages: dict[str, str]
     hfbench_commit: str | None
 
+    def on_cpu(self) -> Environment:
+        """Return the same machine as a run sees it that leaves its accelerator alone."""
+        return self.model_copy(
+            update={
+                "device_type": "cpu",
+                "device_name": self.cpu,
+                "device_count": 1,
+                "device_memory_mib": None,
+                "cuda": None,
+            }
+        )
+
 
 def environment_differences(a: Environment, b: Environment) -> list[tuple[str, Any, Any]]:
     """List in what hardware or versions two runs differ, so that their times do not compare.
 
-    The kernel (`platform`) and hfbench's commit are of another kind: stated, but not decisive.
+    The kernel's release and hfbench's commit are of another kind: stated, but not decisive.
 
     Returns:
         Name and both values of each difference.
@@ -75,9 +87,11 @@ def environment_differences(a: Environment, b: Environment) -> list[tuple[str, A
 
 def _decisive(environment: Environment) -> dict[str, Any]:
     content = environment.model_dump(exclude={"platform", "hfbench_commit", "packages"})
-    for name in ("memory_mib", "device_memory_mib"):  # a kernel may keep some for itself
-        if content[name] is not None:
-            content[name] = round(content[name] / 1024)
+    for name in ("memory", "device_memory"):  # a kernel may keep some for itself
+        mib = content.pop(f"{name}_mib")
+        content[f"{name}_gib"] = None if mib is None else round(mib / 1024)
+    system, *_, architecture = environment.platform.split(" ")
+    content["platform"] = f"{system} {architecture}"
     return content | {f"packages.{name}": v for name, v in environment.packages.items()}
 
 

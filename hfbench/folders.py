@@ -1,30 +1,148 @@
-"""A run's folder: which one to go on with, where a new one goes, what is in it."""
+"""A run's folder: which one to go on with, where a new one goes, what is in it.
+
+Only functions import what is heavy: a suite's own process imports this module and stays small.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
 
-from hfbench.data import ImageSplit
-from hfbench.environment import is_main_process
+from hfbench.environment import Environment, environment_differences, is_main_process
 from hfbench.errors import ResultError
-from hfbench.metrics import probabilities
 from hfbench.recipe import Recipe
-from hfbench.result import RECIPE_FILE, Run, find_runs, write_json
-from hfbench.training import CLOCK_FILE
+from hfbench.result import (
+    CLOCK_FILE,
+    RECIPE_FILE,
+    Result,
+    Run,
+    find_runs,
+    load_result,
+    write_json,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from hfbench.data import ImageSplit
+
+_ENVIRONMENT_FILE = "environment.json"  # beside the checkpoints, and gone with them
+_LOCK_FILE = ".lock"
 
 logger = logging.getLogger(__name__)
 
 
-def find_earlier_run(recipe: Recipe, root: Path, *, resume: bool, rerun: bool) -> Run | None:
+@dataclass(frozen=True)
+class Elsewhere:
+    """A run of a recipe in another environment, or with another number of processes.
+
+    Attributes:
+        folder: Of the run.
+        finished: Whether it is.
+        differences: Name, value there, value here.
+    """
+
+    folder: Path
+    finished: bool
+    differences: list[tuple[str, Any, Any]]
+
+    def __str__(self) -> str:
+        """Say what differs, as in ``torch 2.13.0, now 2.14.1``."""
+        return "; ".join(
+            f"{name.removeprefix('packages.')} {there}, now {here}"
+            for name, there, here in self.differences
+        )
+
+
+@dataclass(frozen=True)
+class Matches:
+    """What there is of a recipe already, each oldest first.
+
+    Attributes:
+        finished: Results of the same recipe in this environment and number of processes.
+        unfinished: Folders to go on with.
+        elsewhere: Runs whose numbers would not compare.
+        unreadable: What is wrong with results that cannot be read.
+    """
+
+    finished: list[Result]
+    unfinished: list[Path]
+    elsewhere: list[Elsewhere]
+    unreadable: list[str]
+
+
+def match_runs(
+    recipe: Recipe, runs: Sequence[Run], environment: Environment, world_size: int
+) -> Matches:
+    """Find the runs of a recipe that count here: same digest, environment and processes.
+
+    Args:
+        recipe: A run belongs to it if it has the same name and digest.
+        runs: From `find_runs`.
+        environment: Of a run that would be made now.
+        world_size: The same.
+    """
+    found = Matches([], [], [], [])
+    digest = recipe.digest()
+    for run in runs:
+        if run.folder.parent.name != recipe.name or not run.recipe:
+            continue
+        if run.recipe.digest() != digest:
+            continue
+        try:
+            there = _where(run)
+        except ResultError as error:
+            found.unreadable.append(str(error))
+            continue
+        differences = _differences(there, environment, world_size) if there else []
+        if differences:
+            found.elsewhere.append(Elsewhere(run.folder, run.finished, differences))
+        elif run.finished:
+            found.finished.append(load_result(run.folder))
+        else:
+            found.unfinished.append(run.folder)
+    return found
+
+
+def _where(run: Run) -> tuple[Environment, int] | None:
+    """Return environment and processes of a run, ``None`` if it has not come so far."""
+    if run.finished:
+        result = load_result(run.folder)
+        return result.environment, result.training.world_size
+    try:
+        text = (run.folder / "checkpoints" / _ENVIRONMENT_FILE).read_text("utf-8")
+        content = json.loads(text)
+        world_size = int(content.pop("world_size"))
+        return Environment.model_validate(content), world_size
+    except (OSError, ValueError, KeyError, AttributeError):
+        return None
+
+
+def _differences(
+    there: tuple[Environment, int], environment: Environment, world_size: int
+) -> list[tuple[str, Any, Any]]:
+    processes = [("processes", there[1], world_size)] if there[1] != world_size else []
+    return environment_differences(there[0], environment) + processes
+
+
+def find_earlier_run(
+    recipe: Recipe,
+    root: Path,
+    environment: Environment,
+    world_size: int,
+    *,
+    resume: bool,
+    rerun: bool,
+) -> Run | None:
     """Find the finished run to return or the unfinished one to go on with.
 
     Process 0 decides for all.
@@ -32,31 +150,38 @@ def find_earlier_run(recipe: Recipe, root: Path, *, resume: bool, rerun: bool) -
     Args:
         recipe: A run belongs to it if it has the same name and digest.
         root: Folder of all runs.
+        environment: A run in another one is passed over: its numbers are no repeat of these.
+        world_size: The same.
         resume: Whether to go on with an unfinished one.
         rerun: Whether to pass over a finished one.
 
     Returns:
         The newest such run, ``None`` if a new one has to be made.
     """
+    from accelerate.utils import broadcast_object_list
+
     choice: list[Run | None] = [None]
     if is_main_process():
         named = [run for run in find_runs(root) if run.folder.parent.name == recipe.name]
-        same = [run for run in named if run.recipe and run.recipe.digest() == recipe.digest()]
-        finished = [run for run in same if run.finished]
-        unfinished = [run for run in same if not run.finished]
-        if finished and not rerun:
+        same = match_runs(recipe, named, environment, world_size)
+        for problem in same.unreadable:
+            logger.warning(f"{problem} It is passed over.")
+        for run in same.elsewhere:
+            logger.info(f"{run.folder} was made elsewhere and is passed over: {run}.")
+        if same.finished and not rerun:
+            folder = root / recipe.name / same.finished[-1].run_id
             logger.info(
-                f"Already finished: {finished[-1].folder}; whether files of the same names have "
+                f"Already finished: {folder}; whether files of the same names have "
                 f"changed since is not checked. Run it again with --rerun."
             )
-            choice = [finished[-1]]
-        elif unfinished and resume:
-            folder = unfinished[-1].folder
+            choice = [Run(folder, recipe, True)]
+        elif same.unfinished and resume:
+            folder = same.unfinished[-1]
             bare = "" if newest_checkpoint(folder) else " from the start: it has no checkpoint yet"
             logger.info(f"Going on with {folder}{bare}.")
-            choice = [unfinished[-1]]
-        elif unfinished:
-            logger.info(f"Starting anew; --resume would go on with {unfinished[-1].folder}.")
+            choice = [Run(folder, recipe, False)]
+        elif same.unfinished:
+            logger.info(f"Starting anew; --resume would go on with {same.unfinished[-1]}.")
         elif resume:
             others = sum(not run.finished for run in named)
             hint = f" ({others} of that name have other settings)" if others else ""
@@ -67,6 +192,8 @@ def find_earlier_run(recipe: Recipe, root: Path, *, resume: bool, rerun: bool) -
 
 def make_folder(recipe: Recipe, root: Path) -> Path:
     """Make ``root/<name>/<UTC time>-<hash>`` with ``recipe.json``; sorted by name is by time."""
+    from accelerate.utils import broadcast_object_list
+
     moment = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")[:-3]
     choice = [root / recipe.name / f"{moment}-{recipe.digest()[:8]}"]
     if is_main_process():
@@ -79,6 +206,13 @@ def make_folder(recipe: Recipe, root: Path) -> Path:
     return choice[0]
 
 
+def note_environment(folder: Path, environment: Environment, world_size: int) -> None:
+    """Write down where an unfinished run is made, so that it does not go on elsewhere."""
+    (folder / "checkpoints").mkdir(exist_ok=True)
+    content = environment.model_dump(mode="json") | {"world_size": world_size}
+    write_json(content, folder / "checkpoints" / _ENVIRONMENT_FILE)
+
+
 @contextmanager
 def hold(folder: Path) -> Iterator[None]:
     """Keep a run's folder to one process; a killed process lets go of it.
@@ -86,7 +220,7 @@ def hold(folder: Path) -> Iterator[None]:
     Raises:
         ResultError: If another process is running in it.
     """
-    lock = FileLock(folder / ".lock")
+    lock = FileLock(folder / _LOCK_FILE)
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -94,8 +228,24 @@ def hold(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        # While it is held: after its release the file may be another process's already. Windows
+        # does not remove an open file.
+        with contextlib.suppress(OSError):
+            (folder / _LOCK_FILE).unlink()
         lock.release()
-        (folder / ".lock").unlink(missing_ok=True)
+
+
+def is_held(folder: Path) -> bool:
+    """Tell whether a process is running in a run's folder."""
+    if not (folder / _LOCK_FILE).exists():
+        return False
+    lock = FileLock(folder / _LOCK_FILE)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    lock.release()
+    return False
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
@@ -125,6 +275,10 @@ def save_predictions(path: Path, test: ImageSplit, logits: np.ndarray) -> None:
     It holds for each test image ``index`` (its position in the split), ``label``, ``prediction``
     and ``probability``, the latter float32 of shape (N, C).
     """
+    import numpy as np
+
+    from hfbench.metrics import probabilities
+
     partial = path.with_name(f".{path.name}")
     np.savez_compressed(
         partial,

@@ -12,8 +12,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
 
 from hfbench.environment import Environment
-from hfbench.errors import RecipeError, ResultError
-from hfbench.recipe import Recipe, check_recipe, local_path
+from hfbench.errors import ResultError
+from hfbench.recipe import Recipe, local_path
 
 SCHEMA_VERSION = 2  # 2 added budget, compute, energy and calibration_error
 _READABLE_VERSIONS = (1, 2)  # what 1 does not have is None
@@ -21,6 +21,7 @@ RESULT_FILE = "result.json"
 RECIPE_FILE = "recipe.json"
 PREDICTIONS_FILE = "predictions.npz"
 LOG_FILE = "log.jsonl"
+CLOCK_FILE = "clock.json"  # in a checkpoint
 CURVES_FILE = "curves.png"
 CONFUSION_FILE = "confusion.png"
 
@@ -395,8 +396,8 @@ def find_runs(root: Path) -> Iterator[Run]:
     """Find the runs in a folder, sorted by recipe name and time."""
     for file in sorted(root.glob(f"*/*/{RECIPE_FILE}")):
         try:
-            recipe, _ = check_recipe(json.loads(file.read_text("utf-8")))
-        except (OSError, ValueError, RecipeError):
+            recipe = Recipe.model_validate(json.loads(file.read_text("utf-8")))
+        except (OSError, ValueError):
             recipe = None
         yield Run(file.parent, recipe, (file.parent / RESULT_FILE).is_file())
 

@@ -21,15 +21,35 @@ from hfbench import hub, metrics, plots
 from hfbench.callbacks import LogFile, StopOnSignal
 from hfbench.clock import Clock, reset_memory
 from hfbench.data import ImageBatches, ImageSplit
-from hfbench.environment import check_machine, is_main_process, requested_processes
+from hfbench.environment import (
+    check_machine,
+    describe_environment,
+    is_main_process,
+    requested_processes,
+)
 from hfbench.errors import DeviceError, Interrupted
-from hfbench.folders import find_earlier_run, hold, make_folder, newest_checkpoint, save_predictions
+from hfbench.folders import (
+    find_earlier_run,
+    hold,
+    make_folder,
+    newest_checkpoint,
+    note_environment,
+    save_predictions,
+)
 from hfbench.inputs import Inputs, assemble, has_labels, load_inputs
 from hfbench.models import save_model
 from hfbench.recipe import Recipe
 from hfbench.recording import describe_data, describe_model, record
-from hfbench.result import CONFUSION_FILE, CURVES_FILE, Metrics, Result, load_result, save_result
-from hfbench.training import CLOCK_FILE, BenchTrainer, build_training_arguments
+from hfbench.result import (
+    CLOCK_FILE,
+    CONFUSION_FILE,
+    CURVES_FILE,
+    Metrics,
+    Result,
+    load_result,
+    save_result,
+)
+from hfbench.training import BenchTrainer, build_training_arguments
 
 
 def run_recipe(
@@ -63,7 +83,8 @@ def _run(recipe: Recipe, root: Path, resume: bool, rerun: bool, held: ExitStack)
     with clock.measure("setup"):
         args, target = check_run(recipe, root)
         reset_memory(args.device)
-        earlier = find_earlier_run(recipe, root, resume=resume, rerun=rerun)
+        where = (describe_environment(args.device.type), args.world_size)
+        earlier = find_earlier_run(recipe, root, *where, resume=resume, rerun=rerun)
         if earlier and earlier.finished:
             return _push(load_result(earlier.folder), earlier.folder, target)
         if earlier and is_main_process():
@@ -73,6 +94,8 @@ def _run(recipe: Recipe, root: Path, resume: bool, rerun: bool, held: ExitStack)
         folder = earlier.folder if earlier else make_folder(recipe, root)
         if not earlier and is_main_process():
             held.enter_context(hold(folder))
+        if is_main_process():
+            note_environment(folder, *where)
         checkpoint = _prepare_folder(folder, trainer, clock)
 
     with _resumable(folder, stop, trainer):

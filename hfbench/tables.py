@@ -135,10 +135,10 @@ def run_table(runs: Iterable[Run]) -> Table:
     return table
 
 
-def environment_table(environment: Environment, cannot: Sequence[str]) -> Group:
-    """Show this machine, and which techniques it lacks."""
+def environment_table(environment: Environment, world_size: int, cannot: Sequence[str]) -> Group:
+    """Show this machine, how many processes were started, and which techniques it lacks."""
     table = PlainTable(show_header=False)
-    for name, value in environment.model_dump().items():
+    for name, value in (environment.model_dump() | {"world_size": world_size}).items():
         if name == "packages":
             value = "\n".join(f"{package} {version}" for package, version in value.items())
         table.add_row(name, f"{value:.0f}" if isinstance(value, float) else as_text(value))

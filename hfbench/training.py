@@ -28,12 +28,11 @@ from hfbench.errors import DeviceError, RecipeError
 from hfbench.models import quiet_progress
 from hfbench.preprocessing import Preprocessing
 from hfbench.recipe import Recipe
-from hfbench.result import write_json
+from hfbench.result import CLOCK_FILE, write_json
 from hfbench.timeline import Batch
 
 logger = logging.getLogger(__name__)
 
-CLOCK_FILE = "clock.json"
 _environment_set_here: dict[str, str] = {}  # by an earlier run in this process
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from rich.console import Console, RenderableType
 
-from hfbench.comparison import compare
 from hfbench.result import Metrics, Switch, find_runs
 from hfbench.tables import (
     comparison_tables,
@@ -168,35 +167,6 @@ def test_top_five_and_device_memory_are_shown_where_there_are_any() -> None:
     assert cells(text, "peak memory, device") == ["2048 MiB"]
 
 
-# Two runs
-
-
-def test_comparison_shows_gains_and_differences() -> None:
-    tuned = make_recipe(name="tiny_tuned", training_args={"bf16": True})
-    candidate = make_result(
-        recipe=tuned,
-        times={"execution_seconds": 80.0},
-        metrics=Metrics(test=make_split(0.79), train=None),
-        training={"optimizer_steps": 6},
-    )
-    text = show(comparison_tables(compare(make_result(), candidate)))
-    assert "tiny_tuned against tiny" in text
-    assert cells(text, "execution time") == ["1 min 40 s", "1 min 20 s", "1.25×"]
-    assert cells(text, "steady-state training") == ["50.0 images/s", "50.0 images/s", "1.00×"]
-    assert cells(text, "test accuracy") == ["80.00 %", "79.00 %", "-1.00 points"]
-    assert cells(text, "train accuracy") == ["90.00 %", "not measured", ""]
-    assert "peak device memory" not in text
-    assert "no interval, no verdict" in " ".join(text.split())
-    assert cells(text, "training_args.bf16") == ["null", "true"]
-    assert cells(text, "optimizer_steps") == ["12", "6"]
-
-
-def test_comparison_of_equal_runs_says_none() -> None:
-    text = show(comparison_tables(compare(make_result(), make_result())))
-    assert "Settings that differ: none." in text
-    assert "Circumstances that differ: none." in text
-
-
 # Lists
 
 
@@ -225,7 +195,7 @@ def test_one_damaged_result_does_not_hide_the_other_runs(tmp_path: Path) -> None
 
 
 def test_environment_is_shown_with_what_it_lacks() -> None:
-    text = show(environment_table(make_result().environment, ["No accelerator is visible."]))
+    text = show(environment_table(make_result().environment, 2, ["No accelerator is visible."]))
     assert cells(text, "device_name") == ["Some CPU"]
     assert cells(text, "memory_mib") == ["8000"]
     assert cells(text, "cuda") == ["null"]
@@ -248,9 +218,3 @@ def test_predictions_are_listed_by_file() -> None:
 def test_brackets_in_file_names_are_no_markup(file: str) -> None:
     text = show(prediction_table([file], [[{"label": "a [b] c", "score": 1.0}]]))
     assert cells(text, file) == ["a [b] c", "100.00 %"]
-
-
-def test_brackets_in_settings_are_no_markup() -> None:
-    recipe = make_recipe(dataset={"name_or_path": "data[/old]"})
-    text = show(comparison_tables(compare(make_result(), make_result(recipe=recipe))))
-    assert cells(text, "dataset.name_or_path") == ["digits", "data[/old]"]
