@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -81,3 +82,19 @@ def _as_json(comparison: Comparison) -> dict[str, Any]:
     }
     rest = asdict(replace(comparison, baseline=[], candidate=[]))
     return {"sentence": comparison.sentence} | rest | sides
+
+
+@studies.command("report")
+def report_command(
+    runs: Annotated[
+        str, typer.Argument(metavar="RUNS", help="Folder with the runs of one or more recipes.")
+    ] = "runs",
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for the report; made if need be.")
+    ] = Path("report"),
+) -> None:
+    """Write a report of all finished runs: Markdown, and one HTML page that needs nothing else."""
+    from hfbench.report import write_report
+
+    written = write_report(runs, output)
+    print(f"Wrote {written[0]}, {written[1]} and {len(written) - 2} files of figures and data.")

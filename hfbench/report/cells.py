@@ -1,0 +1,99 @@
+"""Numbers as readers see them in the report's tables."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from hfbench.report.document import NOT_GIVEN, NOT_MEASURED, NOT_RUN, Cell
+from hfbench.report.sets import Summary
+from hfbench.rows import Row
+from hfbench.tables import duration, percent
+
+
+def not_run() -> Cell:
+    """Return the cell of what was not run."""
+    return Cell(NOT_RUN)
+
+
+def number(value: int) -> Cell:
+    """Return the cell of a count."""
+    return Cell(f"{value:,}", value)
+
+
+def given_share(value: float | None) -> Cell:
+    """Return the cell of a reference's share, which it may not give."""
+    return Cell(NOT_GIVEN) if value is None else Cell(percent(value), value)
+
+
+def given_seconds(value: float | None) -> Cell:
+    """Return the cell of a reference's time, which it may not give."""
+    return Cell(NOT_GIVEN) if value is None else Cell(duration(value), value)
+
+
+def share(summary: Summary | None) -> Cell:
+    """Return the cell of a share: the mean, and the range of several runs."""
+    if summary is None:
+        return Cell(NOT_MEASURED)
+    text = percent(summary.mean)
+    if summary.n > 1:
+        text += f" ({100 * summary.low:.2f}–{100 * summary.high:.2f})"
+    return Cell(text, summary.mean)
+
+
+def seconds(summary: Summary | None) -> Cell:
+    """Return the cell of a time: the mean, and the range of several runs."""
+    if summary is None:
+        return Cell(NOT_MEASURED)
+    text = duration(summary.mean)
+    if summary.n > 1:
+        text += f" ({duration(summary.low)}–{duration(summary.high)})"
+    return Cell(text, summary.mean)
+
+
+def amount(summary: Summary | None, unit: str = "", digits: int = 1) -> Cell:
+    """Return the cell of another quantity: the mean, and the range of several runs."""
+    if summary is None:
+        return Cell(NOT_MEASURED)
+    text = f"{summary.mean:,.{digits}f}"
+    if summary.n > 1:
+        text += f" ({summary.low:,.{digits}f}–{summary.high:,.{digits}f})"
+    return Cell(f"{text} {unit}".rstrip(), summary.mean)
+
+
+def measured(row: Row, value: float | None) -> Cell:
+    """Return the cell of one side of a comparison's row."""
+    if value is None:
+        return Cell(NOT_MEASURED)
+    if row.unit == "share":
+        return Cell(percent(value), value)
+    if row.unit == "s":
+        return Cell(duration(value), value)
+    return Cell(f"{value:,.4g} {row.unit}" if value < 100 else f"{value:,.0f} {row.unit}", value)
+
+
+def gain(row: Row | None) -> Cell:
+    """Return the cell of a row's gain with its interval, where there is one."""
+    if row is None or (row.speedup is None and row.points is None):
+        return Cell(NOT_MEASURED)
+    if row.points is not None:
+        return points(row.points, row.low, row.high)
+    text = f"{row.speedup:.2f}×"
+    if row.low is not None and row.high is not None:
+        text += f" [{row.low:.2f}, {row.high:.2f}]"
+    return Cell(text, row.speedup)
+
+
+def points(value: float, low: float | None, high: float | None) -> Cell:
+    """Return the cell of a difference in percentage points with its interval, if it has one."""
+    text = f"{value:+.2f} points"
+    if low is not None and high is not None:
+        text += f" [{low:+.2f}, {high:+.2f}]"
+    return Cell(text, value)
+
+
+def setting(name: str, value: Any) -> Cell:
+    """Return the cell of a setting; of a folder only its last part is published."""
+    if isinstance(value, str) and name.endswith("name_or_path"):
+        value = value.rstrip("/").rsplit("/", 1)[-1]
+    return Cell(value if isinstance(value, str) else json.dumps(value))

@@ -1,0 +1,115 @@
+"""Drawing for the report: one drawing serves the light page, the dark page and a file.
+
+Matplotlib draws with sentinel colours. In the page they become CSS variables, so that a figure
+follows its theme; in a file they become the light theme's colours.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.figure import Figure as Canvas
+
+# Name of the CSS variable -> light, dark. Text and lines: contrast at least 4.5 and 3 on the
+# background (WCAG 2.2, 1.4.3 and 1.4.11). Series differ in lightness too, for readers who do not
+# see colours, and always in marker or hatch.
+THEME = {
+    "background": ("#ffffff", "#14171c"),
+    "ink": ("#1b1f24", "#e8eaed"),
+    "muted": ("#59636e", "#a3adb8"),
+    "grid": ("#d5dae0", "#363d47"),
+    "series-1": ("#0b62a8", "#6cb6ff"),
+    "series-2": ("#b34700", "#ffa657"),
+    "series-3": ("#00704d", "#4fd1a1"),
+    "series-4": ("#8a3f86", "#e3a1df"),
+    "series-5": ("#7a6400", "#e6d06a"),
+    "series-6": ("#4d5560", "#c3ccd6"),
+}
+# Matplotlib never writes these by itself.
+SENTINELS = {name: f"#fe{number:02x}fd" for number, name in enumerate(THEME, start=1)}
+SERIES = [color for name, color in SENTINELS.items() if name.startswith("series")]
+MARKERS = ("o", "s", "^", "D", "v", "P")
+INK, MUTED, GRID = SENTINELS["ink"], SENTINELS["muted"], SENTINELS["grid"]
+BACKGROUND = SENTINELS["background"]
+_FONTS = "system-ui, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"
+STYLE: dict[Any, Any] = {  # any: a key may be new in the next matplotlib
+    "svg.fonttype": "none",
+    "svg.hashsalt": "hfbench",
+    "font.family": "DejaVu Sans",
+    "font.size": 9.0,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": MUTED,
+    "axes.facecolor": "none",
+    "axes.titlesize": 9.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "xtick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.color": MUTED,
+    "ytick.labelcolor": INK,
+    "figure.facecolor": "none",
+    "legend.frameon": False,
+    "hatch.linewidth": 0.7,
+    "text.parse_math": False,  # a class may be called $x$
+}
+
+
+def canvas(width: float, height: float) -> Canvas:
+    """Return an empty figure; draw inside ``rc_context(STYLE)``.
+
+    Args:
+        width: In inches of 96 px on the page.
+        height: The same.
+    """
+    scale = 96 / 72  # matplotlib's SVG has 72 units an inch, and fonts should be pixels' size
+    return Canvas(figsize=(width * scale, height * scale), layout="constrained")
+
+
+def to_svg(figure: Canvas, name: str) -> str:
+    """Write a drawing as an ``<svg>`` element with sentinel colours and ids of its own.
+
+    Args:
+        figure: The drawing.
+        name: Starts each id, so that several drawings fit on one page.
+    """
+    buffer = io.StringIO()
+    with rc_context(STYLE):
+        # What follows is taken out again below; without a date the same data give the same file.
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    svg = buffer.getvalue()
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    svg = re.sub(r"<!--.*?-->", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', svg)
+    svg = re.sub(r'href="#([^"]+)"', rf'href="#{name}-\1"', svg)
+    svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", svg)
+    svg = svg.replace("'DejaVu Sans'", _FONTS)
+    width, height = (round(inches * 72) for inches in figure.get_size_inches())
+    svg = re.sub(r'<svg ([^>]*?)height="[^"]*"', r"<svg \1", svg, count=1)
+    svg = re.sub(r'(<svg [^>]*?)width="[^"]*"', rf'\1width="{width}" height="{height}"', svg)
+    return re.sub(r"\n\s*", "\n", svg).strip()
+
+
+def for_page(svg: str) -> str:
+    """Let a drawing follow the theme of the page that it stands in."""
+    for name, sentinel in SENTINELS.items():
+        svg = svg.replace(sentinel, f"var(--{name})")
+    return svg
+
+
+def for_file(svg: str) -> str:
+    """Give a drawing the light theme's colours and a background, for a file of its own."""
+    for name, sentinel in SENTINELS.items():
+        svg = svg.replace(sentinel, THEME[name][0])
+    end = svg.index(">") + 1
+    rectangle = f'<rect width="100%" height="100%" fill="{THEME["background"][0]}"/>'
+    return f"{svg[:end]}{rectangle}{svg[end:]}\n"

@@ -1,0 +1,213 @@
+"""Figures of learning: curves, F1 of each class, how far probabilities can be believed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+
+from hfbench.calibration import reliability
+from hfbench.report.confusion import NAMED_CLASSES
+from hfbench.report.document import Figure
+from hfbench.report.drawing import INK, MARKERS, MUTED, SERIES, STYLE, canvas, to_svg
+from hfbench.report.sets import RunSet, calibration_of, load_predictions
+from hfbench.result import LOG_FILE, Result
+from hfbench.tables import percent
+
+_LINES = ("-", "--", "-.", ":")
+
+
+def curves_figure(sets: Sequence[RunSet], name: str) -> Figure | None:
+    """Draw loss and accuracy of each run over epochs and over time; ``None`` without logs."""
+    logs = [(found, result, list(_entries(result))) for found in sets for result in found.results]
+    data = [
+        (found.label, result.seed, quantity, entry["epoch"], entry["seconds"], entry[quantity])
+        for found, result, entries in logs
+        for entry in entries
+        for quantity in ("loss", "eval_loss", "eval_accuracy")
+        if entry.get(quantity) is not None
+    ]
+    if not data:
+        return None
+    with rc_context(STYLE):
+        figure = canvas(7.2, 5.2)
+        grid = figure.subplots(2, 2, sharey="row")
+        for found, _, entries in logs:
+            number = list(sets).index(found)
+            for column, x in enumerate(("epoch", "seconds")):
+                _draw_run(grid[:, column], entries, x, number)
+        for number, found in enumerate(sets):
+            style = {"color": SERIES[number % len(SERIES)], "linestyle": _LINES[number % 4]}
+            grid[0, 0].plot(
+                [], [], marker=MARKERS[number % 6], label=f"{found.label} (n = {found.n})", **style
+            )
+        for column, x in enumerate(("epochs", "seconds of training call")):
+            grid[0, column].set(ylabel="" if column else "loss", ylim=(0, None))
+            grid[1, column].set(ylabel="" if column else "test accuracy (%)", xlabel=x)
+        grid[0, 0].set_title("faint: training loss; marked: test loss")
+        figure.legend(loc="outside lower center", ncols=2)
+        svg = to_svg(figure, name)
+    ends = []
+    for found in sets:
+        last = found.share(lambda r: r.metrics.test.accuracy if r.metrics.test else None)
+        if last:
+            ends.append(f"{found.label} ends at {percent(last.mean)}")
+    return Figure(
+        name=name,
+        svg=svg,
+        alt="Loss and test accuracy over epochs and over time. Test accuracy: "
+        f"{'; '.join(ends) or NO_ACCURACY}.",
+        caption="Training loss, test loss and test accuracy as logged, one line for each run: "
+        + ", ".join(f"{found.label} n = {found.n}" for found in sets)
+        + ".",
+        header=("set", "seed", "quantity", "epoch", "seconds", "value"),
+        data=data,
+    )
+
+
+NO_ACCURACY = "not measured, since the labels are synthetic"
+
+
+def _entries(result: Result) -> Iterator[dict[str, Any]]:
+    """Read a run's log; after a resume its clock starts anew, and goes on from before here."""
+    if result.folder is None:
+        return
+    try:
+        lines = (result.folder / LOG_FILE).read_text("utf-8").splitlines()
+        entries = [json.loads(line) for line in lines]
+    except (OSError, ValueError):
+        return
+    before = last = 0.0
+    for entry in entries:
+        if entry["seconds"] < last:
+            before += last
+        last = entry["seconds"]
+        yield entry | {"seconds": before + last}
+
+
+def _draw_run(rows: Sequence[Any], entries: Sequence[dict[str, Any]], x: str, number: int) -> None:
+    color, line = SERIES[number % len(SERIES)], _LINES[number % len(_LINES)]
+    marker = MARKERS[number % len(MARKERS)]
+    for axes, quantity, scale in (
+        (rows[0], "loss", 1),
+        (rows[0], "eval_loss", 1),
+        (rows[1], "eval_accuracy", 100),
+    ):
+        found = [(e[x], scale * e[quantity]) for e in entries if e.get(quantity) is not None]
+        if not found:
+            continue
+        style = {"linewidth": 0.9, "alpha": 0.55} if quantity == "loss" else {"marker": marker}
+        axes.plot(*zip(*found, strict=True), color=color, linestyle=line, markersize=4, **style)
+
+
+def f1_figure(sets: Sequence[RunSet], name: str) -> Figure | None:
+    """Draw F1 of each class, of many classes the worst; ``None`` if labels mean nothing."""
+    measured = [found for found in sets if found.newest.metrics.test]
+    if not measured:
+        return None
+    names = measured[0].newest.data.label_names
+    values = {found.label: [_f1(found, label) for label in names] for found in measured}
+    order = sorted(range(len(names)), key=lambda index: values[measured[0].label][index])
+    shown = order[:NAMED_CLASSES]
+    with rc_context(STYLE):
+        figure = canvas(7.2, 1.1 + 0.22 * len(shown) + 0.2 * len(measured) / 2)
+        axes = figure.subplots()
+        for number, found in enumerate(measured):
+            axes.plot(
+                [values[found.label][index] for index in shown],
+                range(len(shown)),
+                MARKERS[number % len(MARKERS)],
+                color=SERIES[number % len(SERIES)],
+                markerfacecolor="none" if number % 2 else SERIES[number % len(SERIES)],
+                label=f"{found.label} (n = {found.n})",
+            )
+        axes.set_yticks(range(len(shown)), [names[index] for index in shown])
+        axes.invert_yaxis()
+        axes.set_xlabel("F1")
+        figure.legend(loc="outside lower center", ncols=2)
+        svg = to_svg(figure, name)
+    first = measured[0].label
+    worst = ", ".join(f"{names[index]} {values[first][index]:.3f}" for index in shown[:3])
+    which = f"the {len(shown)} worst of {len(names)} classes" if shown != order else "each class"
+    return Figure(
+        name=name,
+        svg=svg,
+        alt=f"F1 of {which}. Worst of {first}: {worst}.",
+        caption=f"F1 of {which} on the test images, worst of {first} on top; means of n runs.",
+        header=("set", "n", "class", "f1"),
+        data=[
+            (found.label, found.n, label, value)
+            for found in measured
+            for label, value in zip(names, values[found.label], strict=True)
+        ],
+    )
+
+
+def _f1(found: RunSet, label: str) -> float:
+    summary = found.share(lambda r: r.metrics.test.f1_per_class[label] if r.metrics.test else None)
+    return summary.mean if summary else float("nan")
+
+
+def reliability_figure(sets: Sequence[RunSet], name: str) -> Figure | None:
+    """Draw accuracy against confidence, and the calibration error; ``None`` without predictions."""
+    drawn = []
+    for found in sets:
+        loaded = [saved for saved in map(load_predictions, found.results) if saved is not None]
+        error = found.share(calibration_of)
+        if loaded and error is not None:
+            probability = np.concatenate([saved.probability for saved in loaded])
+            labels = np.concatenate([saved.label for saved in loaded])
+            drawn.append((found, error, reliability(probability, labels)))
+    if not drawn:
+        return None
+    columns = min(len(drawn), 3)
+    rows = -(-len(drawn) // columns)
+    with rc_context(STYLE):
+        figure = canvas(0.4 + 2.6 * columns, 2.75 * rows)
+        grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+        for axes in grid.flat[len(drawn) :]:
+            axes.set_axis_off()
+        for axes, (found, error, bins) in zip(grid.flat, drawn, strict=False):
+            used = [entry for entry in bins if entry.count]
+            axes.plot([0, 1], [0, 1], color=MUTED, linestyle="--", linewidth=1)
+            axes.bar(
+                [entry.low for entry in used],
+                [entry.accuracy for entry in used],
+                width=bins[0].high - bins[0].low,
+                align="edge",
+                color=SERIES[0],
+                alpha=0.35,
+            )
+            axes.plot(
+                [entry.confidence for entry in used],
+                [entry.accuracy for entry in used],
+                "o-",
+                color=INK,
+                markersize=3.5,
+                linewidth=1,
+            )
+            axes.set_title(f"{found.label}\nECE {percent(error.mean)}, n = {found.n}", fontsize=8)
+            axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
+        figure.supxlabel("mean probability of the predicted class", fontsize=9)
+        figure.supylabel("share of right answers", fontsize=9)
+        svg = to_svg(figure, name)
+    errors = "; ".join(f"{found.label} {percent(error.mean)}" for found, error, _ in drawn)
+    return Figure(
+        name=name,
+        svg=svg,
+        alt=f"Reliability diagrams. Expected calibration error: {errors}.",
+        caption="Share of right answers against the mean probability of the predicted class, in "
+        f"{len(drawn[0][2])} bins over the test images of all runs ("
+        + ", ".join(f"{found.label} n = {found.n}" for found, _, _ in drawn)
+        + "). On the dashed line the probabilities can be believed; below it the model is too "
+        "sure. ECE: expected calibration error, mean of the runs.",
+        header=("set", "low", "high", "count", "confidence", "accuracy"),
+        data=[
+            (found.label, entry.low, entry.high, entry.count, entry.confidence, entry.accuracy)
+            for found, _, bins in drawn
+            for entry in bins
+        ],
+    )

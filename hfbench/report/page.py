@@ -1,0 +1,174 @@
+"""A report as one HTML page: style, script, figures and data are all inside it."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator, Sequence
+from html import escape
+from pathlib import Path
+
+from hfbench.report.document import (
+    Block,
+    Bullets,
+    Cell,
+    Column,
+    Document,
+    Figure,
+    Link,
+    Paragraph,
+    Section,
+    Table,
+    Text,
+)
+from hfbench.report.drawing import THEME, for_page
+
+_HERE = Path(__file__).parent
+_SORTABLE_ROWS = 2  # fewer cannot be sorted
+
+
+def render_page(document: Document) -> str:
+    """Write the report as one HTML file that loads nothing and opens from disk."""
+    title = escape(document.title)
+    return "\n".join(
+        [
+            "<!DOCTYPE html>",
+            '<html lang="en">',
+            "<head>",
+            '<meta charset="utf-8">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            '<meta name="color-scheme" content="light dark">',
+            f"<title>{title}</title>",
+            # Without one, a browser asks the server for /favicon.ico and logs that there is none.
+            '<link rel="icon" href="data:,">',
+            f"<style>\n{_theme()}\n{_asset('page.css')}</style>",
+            "</head>",
+            "<body>",
+            '<a class="skip" href="#main">Skip to the report</a>',
+            f"<header>\n<h1>{title}</h1>\n</header>",
+            '<nav aria-label="Contents">',
+            *_contents(document.sections),
+            "</nav>",
+            '<main id="main" tabindex="-1">',
+            '<section class="lead" aria-label="Verdicts">',
+            *(line for block in document.lead for line in _render(block)),
+            "</section>",
+            *(line for section in document.sections for line in _section(section, 2)),
+            "</main>",
+            "<footer><p>Written by hfbench from the results of finished runs.</p></footer>",
+            f"<script>\n{_asset('page.js')}</script>",
+            "</body>",
+            "</html>",
+            "",
+        ]
+    )
+
+
+def _asset(name: str) -> str:
+    return (_HERE / name).read_text("utf-8")
+
+
+def _theme() -> str:
+    """Write both themes as CSS variables; paper is always light."""
+
+    def variables(place: int) -> str:
+        return " ".join(f"--{name}: {colors[place]};" for name, colors in THEME.items())
+
+    return (
+        f":root {{ {variables(0)} }}\n"
+        f"@media screen and (prefers-color-scheme: dark) {{ :root {{ {variables(1)} }} }}"
+    )
+
+
+def _contents(sections: Sequence[Section]) -> Iterator[str]:
+    yield "<ul>"
+    for section in sections:
+        yield f'<li><a href="#{escape(section.anchor)}">{escape(section.title)}</a></li>'
+    yield "</ul>"
+
+
+def _section(section: Section, level: int) -> Iterator[str]:
+    anchor = escape(section.anchor)
+    yield f'<section id="{anchor}" aria-labelledby="{anchor}-title">'
+    yield f'<h{level} id="{anchor}-title">{escape(section.title)}</h{level}>'
+    for block in section.blocks:
+        yield from _render(block)
+    for inner in section.sections:
+        yield from _section(inner, level + 1)
+    yield "</section>"
+
+
+def _render(block: Block) -> Iterator[str]:
+    if isinstance(block, Paragraph):
+        yield f"<p>{_inline(block.text)}</p>"
+    elif isinstance(block, Bullets):
+        yield "<ul>"
+        for item in block.items:
+            yield f"<li>{_inline(item)}</li>"
+        yield "</ul>"
+    elif isinstance(block, Table):
+        yield from _table(block)
+    else:
+        yield from _figure(block)
+
+
+def _table(table: Table) -> Iterator[str]:
+    caption = escape(table.caption)
+    sortable = " data-sortable" if len(table.rows) >= _SORTABLE_ROWS else ""
+    name = escape(table.name)
+    yield f'<div class="scroll" role="region" aria-labelledby="{name}-caption" tabindex="0">'
+    yield f'<table id="{name}"{sortable}>'
+    yield f'<caption id="{name}-caption">{caption}</caption>'
+    yield "<thead>\n<tr>"
+    for column in table.columns:
+        kind = ' class="number"' if column.numeric else ""
+        yield f'<th scope="col"{kind}>{escape(column.title)}</th>'
+    yield "</tr>\n</thead>\n<tbody>"
+    for row in table.rows:
+        yield "<tr>"
+        for number, (column, cell) in enumerate(zip(table.columns, row, strict=True)):
+            yield _cell(column, cell, is_name=number == 0)
+        yield "</tr>"
+    yield "</tbody>\n</table>\n</div>"
+    yield f'<p class="data">{_download(table)}</p>'
+
+
+def _cell(column: Column, cell: Cell, is_name: bool) -> str:
+    tag, scope = ("th", ' scope="row"') if is_name else ("td", "")
+    kind = ' class="number"' if column.numeric else ""
+    value = "" if cell.value is None else f' data-sort-value="{float(cell.value)!r}"'
+    return f"<{tag}{scope}{kind}{value}>{escape(cell.text)}</{tag}>"
+
+
+def _figure(figure: Figure) -> Iterator[str]:
+    name = escape(figure.name)
+    # A quotation mark would end the attribute; the text itself may hold any.
+    svg = for_page(figure.svg).replace(
+        "<svg ", f'<svg role="img" aria-label="{escape(figure.alt)}" ', 1
+    )
+    yield f'<figure id="{name}">'
+    yield f'<div class="scroll" role="region" aria-labelledby="{name}-caption" tabindex="0">'
+    yield svg
+    yield "</div>"
+    caption = f"{escape(figure.caption)} {_download(figure)}"
+    yield f'<figcaption id="{name}-caption">{caption}</figcaption>'
+    yield "</figure>"
+
+
+def _download(item: Table | Figure) -> str:
+    content = base64.b64encode(item.csv().encode()).decode()
+    name = escape(item.name)
+    return (
+        f'<a download="{name}.csv" href="data:text/csv;charset=utf-8;base64,{content}" '
+        f'aria-label="Data of {name} as CSV">data (CSV)</a>'
+    )
+
+
+def _inline(text: Text) -> str:
+    if isinstance(text, str):
+        return escape(text)
+    return "".join(
+        f'<a href="#{escape(part.anchor)}">{escape(part.text)}</a>'
+        if isinstance(part, Link)
+        else escape(part)
+        for part in text
+    )

@@ -1,0 +1,262 @@
+"""Which runs belong together: repeats of one recipe, candidates with their baselines, machines."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hfbench import paired
+from hfbench.calibration import calibration_error
+from hfbench.comparison import Comparison, compare
+from hfbench.environment import Environment, environment_differences
+from hfbench.errors import ComparisonError, ResultError
+from hfbench.paired import Predictions
+from hfbench.recipe import Recipe
+from hfbench.repeats import select_repeats
+from hfbench.result import Result, find_runs, load_result
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A quantity over the repeats of a set.
+
+    Attributes:
+        mean: Arithmetic for shares, geometric for times and rates, as in `comparison`.
+        low: Lowest of the repeats.
+        high: Highest of the repeats.
+        n: Repeats in which it was measured.
+    """
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True)
+class RunSet:
+    """Repeats of one recipe, with the same settings but for the seed, on the same machine.
+
+    Attributes:
+        label: Unique in a report: the recipe's name, numbered where there are several such sets.
+        machine: Letter of the machine and versions.
+        results: Oldest first.
+    """
+
+    label: str
+    machine: str
+    results: Sequence[Result]
+
+    @property
+    def newest(self) -> Result:
+        """The last of its runs; settings are the same in all."""
+        return self.results[-1]
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe, with the newest run's seed."""
+        return self.newest.recipe
+
+    @property
+    def n(self) -> int:
+        """Number of runs."""
+        return len(self.results)
+
+    @property
+    def model(self) -> str:
+        """The model's name without owner or folder."""
+        return last_part(self.recipe.model.name_or_path)
+
+    @property
+    def dataset(self) -> str:
+        """The data set's name without owner or folder."""
+        return last_part(self.recipe.dataset.name_or_path)
+
+    def share(self, read: Callable[[Result], float | None]) -> Summary | None:
+        """Return the arithmetic mean of what can be read; ``None`` if nothing was measured."""
+        values = [value for value in map(read, self.results) if value is not None]
+        if not values:
+            return None
+        return Summary(sum(values) / len(values), min(values), max(values), len(values))
+
+    def amount(self, read: Callable[[Result], float | None]) -> Summary | None:
+        """Return the geometric mean of what can be read; ``None`` if nothing was measured."""
+        values = [value for value in map(read, self.results) if value is not None]
+        if not values:
+            return None
+        positive = all(value > 0 for value in values)
+        mean = math.exp(sum(map(math.log, values)) / len(values)) if positive else 0.0
+        return Summary(mean, min(values), max(values), len(values))
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A candidate and the baseline that its recipe names.
+
+    Attributes:
+        baseline: ``None`` if it was not run.
+        comparison: ``None`` if it was refused, or there is no baseline.
+        refusal: Why there is no comparison.
+    """
+
+    candidate: RunSet
+    baseline: RunSet | None
+    comparison: Comparison | None
+    refusal: str | None
+
+
+@dataclass(frozen=True)
+class Collection:
+    """All finished runs of a folder, and what was left out.
+
+    Attributes:
+        sets: By recipe name, newest set of a recipe first.
+        pairs: One for each set whose recipe names a baseline.
+        machines: Letter -> machine and versions.
+        left_out: A sentence each.
+    """
+
+    sets: Sequence[RunSet]
+    pairs: Sequence[Pair]
+    machines: dict[str, Environment]
+    left_out: Sequence[str]
+
+
+def collect_runs(folder: Path) -> Collection:
+    """Load all finished runs of a folder and sort them into sets and pairs.
+
+    Raises:
+        ResultError: If the folder holds no finished run that can be read.
+    """
+    if not folder.is_dir():
+        raise ResultError(f"{folder} is not a folder; give the one that holds the runs, as runs/.")
+    by_recipe: dict[str, list[Result]] = {}
+    left_out = []
+    for run in find_runs(folder):
+        name = f"{run.folder.parent.name}/{run.folder.name}"
+        if not run.finished:
+            left_out.append(f"{name}: not finished.")
+            continue
+        try:
+            result = load_result(run.folder)
+        except ResultError as error:
+            left_out.append(f"{name}: unreadable. {error}")
+            continue
+        by_recipe.setdefault(result.recipe.name, []).append(result)
+    if not by_recipe:
+        raise ResultError(
+            f"{folder} holds no finished run"
+            + (f" ({len(left_out)} unfinished or unreadable)" if left_out else "")
+            + ". Run a recipe first: hfbench recipe quickstart_tuned"
+        )
+    machines: dict[str, Environment] = {}
+    sets = []
+    for _, results in sorted(by_recipe.items()):
+        sets += _sets_of(results, machines)
+    return Collection(sets, list(_pairs(sets)), machines, left_out)
+
+
+def load_predictions(result: Result) -> Predictions | None:
+    """Load what a run predicted; ``None`` if labels mean nothing or the file cannot be read.
+
+    A file that cannot be read is told of where its set is compared.
+    """
+    if result.metrics.test is None:
+        return None
+    try:
+        return paired.load_predictions(result)
+    except ResultError:
+        return None
+
+
+def calibration_of(result: Result) -> float | None:
+    """Return a run's expected calibration error; ``None`` if it was not measured.
+
+    Results from before it was measured have the predictions that it is computed from.
+    """
+    if result.metrics.test is None or result.metrics.test.calibration_error is not None:
+        return result.metrics.test.calibration_error if result.metrics.test else None
+    found = load_predictions(result)
+    return None if found is None else calibration_error(found.probability, found.label)
+
+
+def last_part(name: str) -> str:
+    """Cut a model's or data set's name to what readers know it by; folders are not published."""
+    return name.rstrip("/").rsplit("/", 1)[-1]
+
+
+def grouped(sets: Iterable[RunSet], key: Callable[[RunSet], Any]) -> dict[Any, list[RunSet]]:
+    """Sort sets into groups of the same key, in order of first appearance."""
+    groups: dict[Any, list[RunSet]] = {}
+    for found in sets:
+        groups.setdefault(key(found), []).append(found)
+    return groups
+
+
+def same_test(found: RunSet) -> tuple[str, str, str]:
+    """Return what sets must share for their accuracies and times to be set side by side."""
+    return found.dataset, found.newest.data.eval_fingerprint, found.machine
+
+
+def same_work(found: RunSet) -> tuple[str, ...]:
+    """Return what sets share that fine-tune one model for the same test on the same machine."""
+    return (found.model, *same_test(found))
+
+
+def _sets_of(results: Sequence[Result], machines: dict[str, Environment]) -> list[RunSet]:
+    found: list[RunSet] = []
+    rest = sorted(results, key=lambda result: result.run_id)
+    while rest:
+        chosen, _ = select_repeats(rest)
+        number = f" #{len(found) + 1}" if found else ""
+        label = chosen[-1].recipe.name + number
+        found.append(RunSet(label, _letter(chosen[-1].environment, machines), chosen))
+        rest = [result for result in rest if not any(result is other for other in chosen)]
+    return found
+
+
+def _letter(environment: Environment, machines: dict[str, Environment]) -> str:
+    """Return the letter of a machine and its versions, a new one if it was not seen before."""
+    for letter, known in machines.items():
+        if not environment_differences(known, environment):
+            return letter
+    number = len(machines)
+    letter = f"{chr(ord('A') + number)}" if number < 26 else f"A{number}"
+    machines[letter] = environment
+    return letter
+
+
+def _pairs(sets: Sequence[RunSet]) -> Iterable[Pair]:
+    for candidate in sets:
+        name = candidate.recipe.baseline
+        if name is None:
+            continue
+        named = [found for found in sets if found.recipe.name == name]
+        if not named:
+            yield Pair(candidate, None, None, f"Its baseline {name} was not run.")
+            continue
+        baseline = min(named, key=lambda found: _distance(found, candidate))
+        try:
+            comparison = compare(baseline.results, candidate.results)
+        except (ComparisonError, ResultError) as error:
+            yield Pair(candidate, baseline, None, str(error))
+        else:
+            yield Pair(candidate, baseline, comparison, None)
+
+
+def _distance(baseline: RunSet, candidate: RunSet) -> tuple[bool, int]:
+    """Return how unlike two sets are: another machine counts most, then each other setting."""
+    one, two = (dict(_flat(found.recipe.as_json())) for found in (baseline, candidate))
+    differing = sum(one.get(key) != two.get(key) for key in one.keys() | two.keys())
+    return baseline.machine != candidate.machine, differing
+
+
+def _flat(content: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in content.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
