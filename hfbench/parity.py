@@ -1,0 +1,184 @@
+"""Whether a technique leaves the first loss what it should be.
+
+A technique may change how fast a step is, and rounding; what is minimised it must not change. The
+first loss, before any update, shows it in one step: with the accumulation bug of transformers issue
+47688 it is k times too high.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import nn
+
+from hfbench.data import ImageBatches
+from hfbench.recipe import Recipe
+from hfbench.training import EpochSampler
+from hfbench.windows import Bench, turn_off_dropout
+
+# Half the distance from 1 to the next number: IEEE 754 (2019); NVIDIA A100 whitepaper for TF32;
+# Intel, bfloat16 hardware numerics definition, 338302-001 (2018).
+_UNIT_ROUNDOFF = {"fp32": 2.0**-24, "tf32": 2.0**-11, "fp16": 2.0**-11, "bf16": 2.0**-8}
+# Different algorithms for the same convolution, and batch norm's sums, in any order.
+_FLOOR = 1e-5
+_LARGEST = 0.7  # two micro-batches that are not averaged are off by 1
+_DRAWS = 3
+_SAFETY = 5.0  # largest of three draws to what may happen; weights are rounded too
+
+
+class FirstLoss(BaseModel):
+    """The first loss of one configuration against what it should be.
+
+    Attributes:
+        expected: By a plain loop in fp32 over the same images and micro-batches; ``None`` if it
+            cannot be told.
+        found: By the trainer; ``None`` if it was not finite.
+        tolerance: How far apart they may be, relative, or absolute where `expected` is below 1;
+            ``None`` without `expected`.
+        problem: A sentence if they are further apart, or if `expected` cannot be told.
+        flagged: Whether they are further apart.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    expected: float | None
+    found: float | None
+    tolerance: float | None
+    problem: str | None
+    flagged: bool
+
+
+def check_first_loss(bench: Bench, recipe: Recipe, precision: str) -> FirstLoss:
+    """Set the first loss of a variant against that of a plain loop.
+
+    Both without dropout and drop path. The plain loop sees the same micro-batches, since batch norm
+    makes the loss depend on them.
+
+    Args:
+        bench: Of the recipe.
+        recipe: The variant.
+        precision: In which the variant computes: ``fp32``, ``tf32``, ``fp16`` or ``bf16``.
+
+    Raises:
+        torch.OutOfMemoryError: If one of both does not fit.
+    """
+    found = bench.measure_first_loss(recipe)
+    expected, again = (plain_first_loss(bench, recipe, seed) for seed in (0, 1))
+    if not math.isfinite(expected):
+        return _unknown(found, "the loss is not finite without any technique either")
+    if abs(again - expected) > _FLOOR * max(1.0, expected):
+        return _unknown(found, "the model draws random numbers that are not dropout")
+    allowed = _tolerance(bench, recipe, precision, expected)
+    if allowed > _LARGEST:
+        return _unknown(found, f"rounding to {precision} alone changes this model's first loss")
+    steps = int(recipe.argument("gradient_accumulation_steps"))
+    problem = _problem(expected, found, allowed, steps)
+    return FirstLoss(
+        expected=expected,
+        found=found,
+        tolerance=allowed,
+        problem=problem,
+        flagged=problem is not None,
+    )
+
+
+def _unknown(found: float | None, reason: str) -> FirstLoss:
+    return FirstLoss(
+        expected=None, found=found, tolerance=None, problem=f"not checked: {reason}.", flagged=False
+    )
+
+
+def _tolerance(bench: Bench, recipe: Recipe, precision: str, expected: float) -> float:
+    """Return how far a first loss may be from the exact one by rounding alone.
+
+    How much a model amplifies rounding depends on its weights and on the size of its micro-batches:
+    batch norm over few values amplifies it a thousandfold. So it is measured, by Monte Carlo
+    arithmetic (Parker, Monte Carlo Arithmetic, UCLA CSD-970002, 1997): the result of each layer is
+    changed at random by up to the unit roundoff, a few times, and the loss is looked at.
+    """
+    roundoff = _UNIT_ROUNDOFF[precision]
+    found = [plain_first_loss(bench, recipe, seed, roundoff) for seed in range(_DRAWS)]
+    spread = max(abs(loss - expected) for loss in found) / max(1.0, abs(expected))
+    return max(_FLOOR, _SAFETY * spread)
+
+
+def plain_first_loss(bench: Bench, recipe: Recipe, seed: int = 0, roundoff: float = 0.0) -> float:
+    """Return the mean loss of a variant's first optimizer step, by a loop in fp32 without Trainer.
+
+    Args:
+        bench: Of the recipe.
+        recipe: The variant; of it only batch size, accumulation, seeds and label smoothing count.
+        seed: For what is left to chance.
+        roundoff: The result of each layer is changed at random by up to this share of it.
+    """
+    batch = int(recipe.argument("per_device_train_batch_size"))
+    steps = int(recipe.argument("gradient_accumulation_steps"))
+    inputs = bench.inputs
+    images = ImageBatches(inputs.train, inputs.preprocessing, "host", augment=True)
+    seeds = [recipe.argument(name) for name in ("data_seed", "seed")]
+    length = max(len(images), batch * steps)
+    order = list(EpochSampler(length, next(s for s in seeds if s is not None), lambda: 0))
+    model: nn.Module = copy.deepcopy(inputs.model)
+    model.to(bench.device).train()
+    turn_off_dropout(model)
+    torch.manual_seed(seed)
+    if roundoff:
+        _round_at_random(model, roundoff)
+    total = 0.0
+    with torch.no_grad(), _exact_fp32():
+        for start in range(0, batch * steps, batch):
+            served = images.__getitems__(order[start : start + batch])
+            logits = model(pixel_values=served["pixel_values"].to(bench.device)).logits
+            loss = nn.functional.cross_entropy(
+                logits.float(),
+                served["labels"].to(bench.device),
+                label_smoothing=float(recipe.argument("label_smoothing_factor")),
+            )
+            total += float(loss)
+    return total / steps
+
+
+def _problem(expected: float, found: float | None, allowed: float, steps: int) -> str | None:
+    if found is None:
+        return f"first loss not finite instead of {expected:.4g}."
+    scale = max(1.0, abs(expected))
+    if abs(found - expected) <= allowed * scale:
+        return None
+    said = f"first loss {found:.4g} instead of {expected:.4g}"
+    if steps > 1 and abs(found - steps * expected) <= allowed * steps * scale:
+        return (
+            f"{said}: {steps} times too high, as if the mean of each micro-batch were not divided "
+            f"by the {steps} of them (transformers issue 47688)."
+        )
+    return f"{said}: more than rounding explains ({allowed:.1g})."
+
+
+def _round_at_random(model: nn.Module, roundoff: float) -> None:
+    def hook(module: nn.Module, args: Any, output: Any) -> Any:
+        if isinstance(output, torch.Tensor) and output.is_floating_point():
+            return output * (1 + roundoff * (2 * torch.rand_like(output) - 1))
+        return output
+
+    for module in model.modules():
+        if not any(True for _ in module.children()):
+            module.register_forward_hook(hook)
+
+
+@contextmanager
+def _exact_fp32() -> Iterator[None]:
+    """Compute without TF32, and leave its switches as they were."""
+    backends = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]
+    before = [backend.fp32_precision for backend in backends]
+    for backend in backends:
+        backend.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        for backend, mode in zip(backends, before, strict=True):
+            backend.fp32_precision = mode
