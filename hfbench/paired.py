@@ -111,7 +111,7 @@ def load_predictions(result: Result) -> Predictions | None:
     if path is None or not path.is_file():
         return None
     try:
-        with np.load(path) as file:
+        with path.open("rb") as stream, np.load(stream) as file:
             found = Predictions(*(file[name] for name in _ARRAYS))
     except (OSError, ValueError, KeyError, EOFError) as error:
         raise ResultError(f"{path} cannot be read: {error}; run the recipe again.") from None

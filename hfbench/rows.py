@@ -158,6 +158,6 @@ def _mean(values: Sequence[float | None], geometric: bool) -> float | None:
     found = [value for value in values if value is not None]
     if not found or len(found) < len(values):
         return None
-    if geometric and min(found) > 0:
+    if len(found) > 1 and geometric and min(found) > 0:
         return float(np.exp(np.mean(np.log(found))))
     return float(np.mean(found))

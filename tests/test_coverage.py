@@ -1,7 +1,7 @@
 """Intervals by simulation: how often they hold the truth, how often a verdict is wrong.
 
-Each case draws many experiments whose true effect is known. The tolerances are three standard
-errors of the simulation around 93 to 97.5 %.
+Each case draws many experiments whose true effect is known. Intervals at 95 % have to cover 93 to
+97 %, of two seeds up to 99 %, but for three standard errors of the simulation.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from hfbench.intervals import Interval, ratio_interval, seeds_and_images_interva
 from hfbench.paired import accuracy_interval
 from hfbench.verdict import FASTER, SLOWER, WORSE, judge_accuracy, judge_speed
 
-LOWEST, HIGHEST = 0.93, 0.975
+LOWEST, HIGHEST, HIGHEST_OF_TWO = 0.93, 0.97, 0.99
 
 
 def holds(found: Interval, truth: float) -> bool:
@@ -66,7 +66,8 @@ def test_seeds_and_images_are_both_covered(seeds: int, of_seeds: float, of_image
         resampled = found + spread + generator.normal(0, 1, (resamples, seeds))
         hits += holds(seeds_and_images_interval(found, resampled, seed=0), 0.0)
     share = hits / experiments
-    assert LOWEST - 0.02 < share < HIGHEST + 0.02
+    highest = HIGHEST_OF_TWO if seeds == 2 else HIGHEST
+    assert LOWEST - allowance(experiments) < share < highest + allowance(experiments)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ from rich.console import Console, RenderableType
 
 from hfbench.result import Metrics, Switch, find_runs
 from hfbench.tables import (
-    comparison_tables,
     duration,
     environment_table,
     percent,
