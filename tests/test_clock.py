@@ -13,7 +13,9 @@ import torch
 from transformers import TrainerControl, TrainerState
 
 import hfbench.clock
+import hfbench.timeline
 from hfbench.clock import Clock, measure_memory, reset_memory
+from hfbench.energy import Counter, Meter
 
 CPU = torch.device("cpu")
 
@@ -33,6 +35,7 @@ def time(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTime]:
     """Replace the clock's time."""
     fake = FakeTime()
     monkeypatch.setattr(hfbench.clock, "time", fake)
+    monkeypatch.setattr(hfbench.timeline, "time", fake)
     return fake
 
 
@@ -51,15 +54,17 @@ class Session:
         self.clock.on_train_begin(self.args, self.state, self.control)
 
     def step(self, samples: int = 4, seconds: float = 1.0) -> None:
+        self.clock.wait_for_data()
         with self.clock.measure("data_wait"):
             self.time.now += 0.25
         self.clock.count_samples(samples)
+        self.clock.timeline.enter("forward")
         self.time.now += seconds - 0.25
         self.state.global_step += 1
         self.clock.on_step_end(self.args, self.state, self.control)
 
     def pause(self, name: str, seconds: float) -> None:
-        with self.clock.measure(name, CPU):
+        with self.clock.measure(name, CPU), self.clock.timeline.whole(name):
             self.time.now += seconds
 
     def end(self, seconds: float = 0.0) -> None:
@@ -242,6 +247,163 @@ def test_state_is_up_to_date_while_running(time: FakeTime) -> None:
     time.now += 3.0
     assert clock.state()["execution_seconds"] == 3.0
     assert clock.state()["sessions"] == 1
+
+
+def spent(clock: Clock) -> dict[str, float]:
+    """Return the parts of the budget that took time."""
+    budget = clock.budget()
+    assert budget is not None
+    return {name: seconds for name, seconds in budget.model_dump().items() if seconds}
+
+
+def test_budget_splits_the_training_call(time: FakeTime) -> None:
+    clock = Clock()
+    with clock.measure("setup"):
+        time.now += 10.0
+    session = Session(clock, time, max_steps=8)
+    session.begin(0.5)
+    session.pause("evaluation", 16.0)  # eval_on_start
+    session.step(seconds=6.0)
+    session.step()
+    session.step()
+    session.pause("save", 2.0)
+    session.step()
+    session.end(0.125)
+
+    assert spent(clock) == {
+        "start_seconds": 0.5,
+        "first_step_seconds": 6.0,
+        "data_wait_seconds": 3 * 0.25,
+        "forward_seconds": 3 * 0.75,
+        "evaluation_seconds": 16.0,
+        "save_seconds": 2.0,
+        "overhead_seconds": 0.125,
+    }
+    assert sum(spent(clock).values()) == clock.times.execution_seconds
+
+
+def test_budgets_of_sessions_add_up(time: FakeTime) -> None:
+    first = Clock()
+    session = Session(first, time, max_steps=8)
+    session.begin(1.0)
+    session.step(seconds=3.0)
+    session.step()
+    session.pause("save", 2.0)
+    kept = json.loads(json.dumps(first.state()))
+    session.step()  # lost
+    second = Clock()
+    second.resume(kept)
+    session = Session(second, time, max_steps=8, global_step=2)
+    session.begin(4.0)
+    session.step(seconds=5.0)
+    session.step()
+    session.end()
+
+    assert spent(second) == {
+        "start_seconds": 1.0 + 4.0,
+        "first_step_seconds": 3.0 + 5.0,
+        "data_wait_seconds": 2 * 0.25,
+        "forward_seconds": 2 * 0.75,
+        "save_seconds": 2.0,
+    }
+    assert sum(spent(second).values()) == second.times.execution_seconds == 6 + 1 + 9 + 1
+
+
+def test_checkpoint_of_an_older_version_leaves_budget_and_energy_unknown(time: FakeTime) -> None:
+    old = Clock()
+    session = Session(old, time, max_steps=8)
+    session.begin()
+    session.step()
+    kept = old.state()
+    del kept["budget"], kept["joules"]
+    clock = Clock()
+    clock.resume(kept)
+    session = Session(clock, time, max_steps=8, global_step=1)
+    session.begin()
+    session.step()
+    session.end()
+
+    assert clock.times.execution_seconds == 2.0
+    assert clock.budget() is None
+    assert clock.state()["budget"] is None
+    energy = clock.energy()
+    assert (energy.device_joules, energy.cpu_joules) == (None, None)
+    assert energy.note is not None
+
+
+class Power(Counter):
+    """A counter of a package that draws 100 W and wraps around at 10 kJ."""
+
+    def __init__(self, time: FakeTime) -> None:
+        super().__init__(lambda: time.now * 100.0 % 10_000.0, 10_000.0)
+
+
+@pytest.fixture
+def power(time: FakeTime, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give the machine such a counter."""
+    monkeypatch.setattr(hfbench.clock, "meter_cpu", lambda: Meter([Power(time)]))
+
+
+@pytest.mark.usefixtures("power")
+def test_energy_is_that_of_the_training_call_however_often_the_counter_wraps(
+    time: FakeTime,
+) -> None:
+    clock = Clock()
+    time.now += 17.0  # set-up
+    session = Session(clock, time, max_steps=8)
+    session.begin()
+    for _ in range(5):
+        session.step(seconds=70.0)
+    for _ in range(4):  # an evaluation of four batches
+        time.now += 90.0
+        clock.on_prediction_step(session.args, session.state, session.control)
+    session.end(30.0)
+    time.now += 55.0
+
+    energy = clock.energy()
+    assert energy.cpu_joules == pytest.approx(100 * (5 * 70 + 4 * 90 + 30))
+    assert energy.device_joules is None
+    assert energy.note == "device: no NVIDIA GPU was used"
+
+
+@pytest.mark.usefixtures("power")
+def test_energy_of_sessions_adds_up(time: FakeTime) -> None:
+    first = Clock()
+    session = Session(first, time, max_steps=8)
+    session.begin()
+    session.step(seconds=20.0)
+    kept = json.loads(json.dumps(first.state()))
+    session.step(seconds=40.0)  # lost
+    second = Clock()
+    second.resume(kept)
+    session = Session(second, time, max_steps=8, global_step=1)
+    session.begin()
+    session.step(seconds=10.0)
+    session.end()
+
+    assert second.energy().cpu_joules == pytest.approx(100 * (20 + 10))
+
+
+@pytest.mark.usefixtures("power")
+def test_energy_that_one_session_lacks_is_unknown(
+    time: FakeTime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(hfbench.clock, "meter_cpu", lambda: Meter([], "no counter there"))
+        first = Clock()
+        session = Session(first, time, max_steps=8)
+        session.begin()
+        session.step()
+        kept = json.loads(json.dumps(first.state()))
+    second = Clock()
+    second.resume(kept)
+    session = Session(second, time, max_steps=8, global_step=1)
+    session.begin()
+    session.step()
+    session.end()
+
+    assert second.energy().cpu_joules is None
+    assert "cpu: an earlier session did not measure it" in str(second.energy().note)
 
 
 def test_memory_of_a_cpu_run_is_the_process_alone() -> None:
