@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib import rc_context
 
 from hfbench.report.document import Figure
-from hfbench.report.drawing import BACKGROUND, INK, SERIES, STYLE, canvas, to_svg
+from hfbench.report.drawing import BACKGROUND, INK, SERIES, STYLE, WIDTH, canvas, to_svg
 from hfbench.report.sets import RunSet
 from hfbench.result import Result
 from hfbench.tables import duration
@@ -97,7 +97,7 @@ def mean_seconds(found: RunSet, phase: Phase) -> float:
 def budget_figure(sets: Sequence[RunSet], name: str) -> Figure:
     """Draw where the time of each set went, the training call from 0 on."""
     with rc_context(STYLE):
-        figure = canvas(7.2, 1.6 + 0.36 * len(sets))
+        figure = canvas(WIDTH, 170 + 44 * len(sets))
         axes = figure.subplots()
         shown: dict[str, Any] = {}
         for row, found in enumerate(sets):

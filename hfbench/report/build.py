@@ -9,6 +9,7 @@ from pathlib import Path
 from hfbench.errors import ResultError
 from hfbench.recipe import local_path
 from hfbench.report.closing import left_out_section, machines_section, reading_section
+from hfbench.report.comparisons import comparison_section
 from hfbench.report.details import (
     calibration_section,
     compute_section,
@@ -23,7 +24,7 @@ from hfbench.report.markdown import render_markdown
 from hfbench.report.page import render_page
 from hfbench.report.reference import has_reference, reference_section
 from hfbench.report.sets import Collection, collect_runs
-from hfbench.report.verdicts import comparison_section, headline, runs_section
+from hfbench.report.verdicts import headline, runs_section
 
 TITLE = "What tuning bought: hfbench report"
 

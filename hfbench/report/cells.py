@@ -86,10 +86,14 @@ def gain(row: Row | None) -> Cell:
 
 def points(value: float, low: float | None, high: float | None) -> Cell:
     """Return the cell of a difference in percentage points with its interval, if it has one."""
-    text = f"{value:+.2f} points"
+    text = f"{_signed(value)} points"
     if low is not None and high is not None:
-        text += f" [{low:+.2f}, {high:+.2f}]"
+        text += f" [{_signed(low)}, {_signed(high)}]"
     return Cell(text, value)
+
+
+def _signed(value: float) -> str:
+    return f"{round(value, 2) + 0.0:+.2f}"  # + 0.0: -0.0 becomes 0.0
 
 
 def setting(name: str, value: Any) -> Cell:

@@ -45,8 +45,8 @@ def confusion_figure(found: RunSet, counts: np.ndarray, name: str) -> Figure:
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     few = len(names) <= NAMED_CLASSES
     with rc_context(STYLE | {"axes.grid": False}):
-        size = 2.2 + 0.36 * len(names) if few else 6.2
-        figure = canvas(max(size, 4.0), max(size - 0.5, 3.6))
+        size = 190 + 42 * len(names) if few else 640
+        figure = canvas(max(size, 400), max(size - 40, 360))
         axes = figure.subplots()
         # Cells with numbers stay pale enough to read them.
         darkest = 0.45 if few else 1.0
@@ -70,7 +70,7 @@ def confusion_figure(found: RunSet, counts: np.ndarray, name: str) -> Figure:
                     f"{value:.0f}" if value >= 1 else "<1",
                     ha="center",
                     va="center",
-                    fontsize=8,
+                    fontsize=11,
                 )
         svg = to_svg(figure, name)
     worst = confused_pairs(counts)[:3]
@@ -85,9 +85,9 @@ def confusion_figure(found: RunSet, counts: np.ndarray, name: str) -> Figure:
         alt=f"Confusion matrix of {found.label}: {percent(right)} of the test images are right. "
         + (f"Most frequent mistakes: {main}." if main else "There are no mistakes."),
         caption=f"{found.label}: share of each true class's test images, in per cent, that was "
-        f"predicted as each class; mistakes in the second colour. n = {found.n} runs of "
-        f"{found.newest.data.eval_samples} test images."
-        + ("" if few else f" The {len(names)} classes stand in the data set's order."),
+        f"predicted as each class; mistakes in the second colour. n = {found.n}, with "
+        f"{found.newest.data.eval_samples:,} test images each."
+        + ("" if few else f" The {len(names)} classes are numbered as in the data set."),
         header=("true", "predicted", "count", "share of true class"),
         data=[
             (names[row], names[column], int(counts[row, column]), float(share[row, column]))

@@ -44,9 +44,10 @@ _NOTE = Column("note", "note", numeric=False)
 
 
 def tradeoff_section(sets: Sequence[RunSet]) -> Section:
-    """Draw accuracy against time and against memory, one figure for each test and machine."""
-    blocks: list[Block] = []
-    for number, (_, found) in enumerate(grouped(sets, same_test).items(), start=1):
+    """Draw accuracy against time and against memory, for each test and machine."""
+    sections = []
+    for number, found in enumerate(grouped(sets, same_test).values(), start=1):
+        blocks: list[Block] = []
         for what, unit, read, name in (
             ("execution time", "s", lambda r: r.times.execution_seconds, "time"),
             ("peak device memory", "MiB", lambda r: r.memory.peak_device_memory_mib, "device"),
@@ -55,11 +56,13 @@ def tradeoff_section(sets: Sequence[RunSet]) -> Section:
             figure = tradeoff_figure(found, what, unit, read, f"accuracy_{name}_{number}")
             if figure:
                 blocks.append(figure)
-    if not blocks:
-        blocks.append(
-            Paragraph("Nothing to draw: no two recipes were tested on the same images here.")
-        )
-    return Section("Accuracy against time and memory", "tradeoffs", blocks)
+        if not blocks:
+            blocks.append(
+                Paragraph("Nothing to draw: one recipe alone was tested on these images.")
+            )
+        title = f"{found[0].dataset}, machine {found[0].machine}"
+        sections.append(Section(title, f"tradeoffs-{number}", blocks))
+    return Section("Accuracy against time and memory", "tradeoffs", [], sections)
 
 
 def time_section(sets: Sequence[RunSet]) -> Section:
@@ -156,7 +159,7 @@ def _confusions(found: RunSet) -> Iterator[Block]:
     ]
     yield Table(
         f"mistakes_{name}",
-        f"{found.label}: the most frequent mistakes, summed over n = {found.n} runs.",
+        f"{found.label}: the most frequent mistakes, summed over all runs, n = {found.n}.",
         [
             Column("true class", "true", numeric=False),
             Column("taken for", "predicted", numeric=False),
@@ -169,6 +172,9 @@ def _confusions(found: RunSet) -> Iterator[Block]:
 
 def compute_section(sets: Sequence[RunSet]) -> Section:
     """Show how much arithmetic a step is and how much of the device it used, and the energy."""
+    if not any(result.compute for found in sets for result in found.results):
+        text = "Arithmetic: not measured; these runs are older than its measurement."
+        return Section("Arithmetic and energy", "compute", [Paragraph(text), _energy(sets)])
     rows = []
     for found in sets:
         latest = found.newest.compute

@@ -35,16 +35,18 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 INK, MUTED, GRID = SENTINELS["ink"], SENTINELS["muted"], SENTINELS["grid"]
 BACKGROUND = SENTINELS["background"]
 _FONTS = "system-ui, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"
+WIDTH = 800  # pixels of most figures
+_DPI = 72  # of matplotlib's SVG, so that a point is a pixel
 STYLE: dict[Any, Any] = {  # any: a key may be new in the next matplotlib
     "svg.fonttype": "none",
     "svg.hashsalt": "hfbench",
     "font.family": "DejaVu Sans",
-    "font.size": 9.0,
+    "font.size": 12.0,
     "text.color": INK,
     "axes.labelcolor": INK,
     "axes.edgecolor": MUTED,
     "axes.facecolor": "none",
-    "axes.titlesize": 9.5,
+    "axes.titlesize": 12.0,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
     "axes.grid": True,
@@ -59,7 +61,8 @@ STYLE: dict[Any, Any] = {  # any: a key may be new in the next matplotlib
     "ytick.labelcolor": INK,
     "figure.facecolor": "none",
     "legend.frameon": False,
-    "hatch.linewidth": 0.7,
+    "hatch.linewidth": 0.8,
+    "lines.markersize": 7.0,
     "text.parse_math": False,  # a class may be called $x$
 }
 
@@ -68,11 +71,10 @@ def canvas(width: float, height: float) -> Canvas:
     """Return an empty figure; draw inside ``rc_context(STYLE)``.
 
     Args:
-        width: In inches of 96 px on the page.
+        width: In pixels of the page; fonts and lines are in pixels too.
         height: The same.
     """
-    scale = 96 / 72  # matplotlib's SVG has 72 units an inch, and fonts should be pixels' size
-    return Canvas(figsize=(width * scale, height * scale), layout="constrained")
+    return Canvas(figsize=(width / _DPI, height / _DPI), layout="constrained")
 
 
 def to_svg(figure: Canvas, name: str) -> str:
@@ -93,7 +95,7 @@ def to_svg(figure: Canvas, name: str) -> str:
     svg = re.sub(r'href="#([^"]+)"', rf'href="#{name}-\1"', svg)
     svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", svg)
     svg = svg.replace("'DejaVu Sans'", _FONTS)
-    width, height = (round(inches * 72) for inches in figure.get_size_inches())
+    width, height = (round(inches * _DPI) for inches in figure.get_size_inches())
     svg = re.sub(r'<svg ([^>]*?)height="[^"]*"', r"<svg \1", svg, count=1)
     svg = re.sub(r'(<svg [^>]*?)width="[^"]*"', rf'\1width="{width}" height="{height}"', svg)
     return re.sub(r"\n\s*", "\n", svg).strip()

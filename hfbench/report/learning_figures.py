@@ -12,7 +12,7 @@ from matplotlib import rc_context
 from hfbench.calibration import reliability
 from hfbench.report.confusion import NAMED_CLASSES
 from hfbench.report.document import Figure
-from hfbench.report.drawing import INK, MARKERS, MUTED, SERIES, STYLE, canvas, to_svg
+from hfbench.report.drawing import INK, MARKERS, MUTED, SERIES, STYLE, WIDTH, canvas, to_svg
 from hfbench.report.sets import RunSet, calibration_of, load_predictions
 from hfbench.result import LOG_FILE, Result
 from hfbench.tables import percent
@@ -33,7 +33,7 @@ def curves_figure(sets: Sequence[RunSet], name: str) -> Figure | None:
     if not data:
         return None
     with rc_context(STYLE):
-        figure = canvas(7.2, 5.2)
+        figure = canvas(WIDTH, 560 + 12 * len(sets))
         grid = figure.subplots(2, 2, sharey="row")
         for found, _, entries in logs:
             number = list(sets).index(found)
@@ -100,7 +100,7 @@ def _draw_run(rows: Sequence[Any], entries: Sequence[dict[str, Any]], x: str, nu
         if not found:
             continue
         style = {"linewidth": 0.9, "alpha": 0.55} if quantity == "loss" else {"marker": marker}
-        axes.plot(*zip(*found, strict=True), color=color, linestyle=line, markersize=4, **style)
+        axes.plot(*zip(*found, strict=True), color=color, linestyle=line, markersize=5, **style)
 
 
 def f1_figure(sets: Sequence[RunSet], name: str) -> Figure | None:
@@ -113,7 +113,7 @@ def f1_figure(sets: Sequence[RunSet], name: str) -> Figure | None:
     order = sorted(range(len(names)), key=lambda index: values[measured[0].label][index])
     shown = order[:NAMED_CLASSES]
     with rc_context(STYLE):
-        figure = canvas(7.2, 1.1 + 0.22 * len(shown) + 0.2 * len(measured) / 2)
+        figure = canvas(WIDTH, 100 + 24 * len(shown) + 12 * len(measured))
         axes = figure.subplots()
         for number, found in enumerate(measured):
             axes.plot(
@@ -126,7 +126,8 @@ def f1_figure(sets: Sequence[RunSet], name: str) -> Figure | None:
             )
         axes.set_yticks(range(len(shown)), [names[index] for index in shown])
         axes.invert_yaxis()
-        axes.set_xlabel("F1")
+        drawn = [value for found in values.values() for value in (found[i] for i in shown)]
+        axes.set(xlabel="F1", xlim=(max(min(drawn) - 0.02, -0.01), min(max(drawn) + 0.02, 1.01)))
         figure.legend(loc="outside lower center", ncols=2)
         svg = to_svg(figure, name)
     first = measured[0].label
@@ -166,7 +167,7 @@ def reliability_figure(sets: Sequence[RunSet], name: str) -> Figure | None:
     columns = min(len(drawn), 3)
     rows = -(-len(drawn) // columns)
     with rc_context(STYLE):
-        figure = canvas(0.4 + 2.6 * columns, 2.75 * rows)
+        figure = canvas(40 + 270 * columns, 20 + 300 * rows)
         grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
         for axes in grid.flat[len(drawn) :]:
             axes.set_axis_off()
@@ -186,13 +187,13 @@ def reliability_figure(sets: Sequence[RunSet], name: str) -> Figure | None:
                 [entry.accuracy for entry in used],
                 "o-",
                 color=INK,
-                markersize=3.5,
+                markersize=4,
                 linewidth=1,
             )
-            axes.set_title(f"{found.label}\nECE {percent(error.mean)}, n = {found.n}", fontsize=8)
+            axes.set_title(f"{found.label}\nECE {percent(error.mean)}, n = {found.n}", fontsize=11)
             axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
-        figure.supxlabel("mean probability of the predicted class", fontsize=9)
-        figure.supylabel("share of right answers", fontsize=9)
+        figure.supxlabel("mean probability of the predicted class")
+        figure.supylabel("share of right answers")
         svg = to_svg(figure, name)
     errors = "; ".join(f"{found.label} {percent(error.mean)}" for found, error, _ in drawn)
     return Figure(

@@ -24,6 +24,7 @@ from hfbench.report.drawing import THEME, for_page
 
 _HERE = Path(__file__).parent
 _SORTABLE_ROWS = 2  # fewer cannot be sorted
+_LONG_TEXT = 40  # characters above which a cell's text is broken into lines
 
 
 def render_page(document: Document) -> str:
@@ -117,7 +118,7 @@ def _table(table: Table) -> Iterator[str]:
     name = escape(table.name)
     yield f'<div class="scroll" role="region" aria-labelledby="{name}-caption" tabindex="0">'
     yield f'<table id="{name}"{sortable}>'
-    yield f'<caption id="{name}-caption">{caption}</caption>'
+    yield f'<caption id="{name}-caption"><span>{caption}</span></caption>'
     yield "<thead>\n<tr>"
     for column in table.columns:
         kind = ' class="number"' if column.numeric else ""
@@ -135,6 +136,8 @@ def _table(table: Table) -> Iterator[str]:
 def _cell(column: Column, cell: Cell, is_name: bool) -> str:
     tag, scope = ("th", ' scope="row"') if is_name else ("td", "")
     kind = ' class="number"' if column.numeric else ""
+    if len(cell.text) > _LONG_TEXT and not column.numeric:
+        kind = ' class="long"'
     value = "" if cell.value is None else f' data-sort-value="{float(cell.value)!r}"'
     return f"<{tag}{scope}{kind}{value}>{escape(cell.text)}</{tag}>"
 

@@ -113,7 +113,7 @@ class Collection:
     """All finished runs of a folder, and what was left out.
 
     Attributes:
-        sets: By recipe name, newest set of a recipe first.
+        sets: By data set and model, untuned first.
         pairs: One for each set whose recipe names a baseline.
         machines: Letter -> machine and versions.
         left_out: A sentence each.
@@ -156,7 +156,14 @@ def collect_runs(folder: Path) -> Collection:
     sets = []
     for _, results in sorted(by_recipe.items()):
         sets += _sets_of(results, machines)
+    sets.sort(key=_place)
     return Collection(sets, list(_pairs(sets)), machines, left_out)
+
+
+def _place(found: RunSet) -> tuple[str, str, int, str]:
+    """Return where a set stands: the same work together, the baseline first."""
+    variant = ("untuned", "tuned", "fast").index(found.recipe.variant)
+    return found.dataset, found.model, variant, found.label
 
 
 def load_predictions(result: Result) -> Predictions | None:

@@ -17,6 +17,7 @@ from hfbench.report.drawing import (
     MUTED,
     SERIES,
     STYLE,
+    WIDTH,
     canvas,
     to_svg,
 )
@@ -34,7 +35,7 @@ def speedup_figure(pairs: Sequence[Pair]) -> Figure | None:
     if not lines:
         return None
     with rc_context(STYLE):
-        figure = canvas(7.2, 0.9 + 0.2 * len(lines) + 0.25 * len(pairs))
+        figure = canvas(WIDTH, 100 + 22 * len(lines) + 14 * len(pairs))
         axes = figure.subplots()
         positions, height, before = [], 0.0, ""
         for label, *_ in lines:
@@ -159,7 +160,7 @@ def tradeoff_figure(
     front = pareto_front([(cost.mean, accuracy.mean) for _, cost, accuracy in drawn])
     models = list(dict.fromkeys(found.model for found, _, _ in drawn))
     with rc_context(STYLE):
-        figure = canvas(7.2, 3.4 + 0.2 * math.ceil(len(drawn) / 2))
+        figure = canvas(WIDTH, 380 + 20 * math.ceil(len(drawn) / 2))
         axes = figure.subplots()
         steps = [drawn[index] for index in front]
         axes.plot(
@@ -170,7 +171,7 @@ def tradeoff_figure(
             label="Pareto front",
             zorder=1,
         )
-        for found, cost, accuracy in drawn:
+        for index, (found, cost, accuracy) in enumerate(drawn):
             color = SERIES[models.index(found.model) % len(SERIES)]
             axes.errorbar(
                 cost.mean,
@@ -179,9 +180,9 @@ def tradeoff_figure(
                 yerr=_reach(accuracy, 100),
                 color=color,
                 marker=_VARIANT_MARKERS[found.recipe.variant],
-                markerfacecolor=color if drawn.index((found, cost, accuracy)) in front else "none",
+                markerfacecolor=color if index in front else BACKGROUND,
                 linestyle="none",
-                markersize=7,
+                markersize=9,
                 label=f"{found.label} (n = {found.n})",
             )
         costs = [cost.mean for _, cost, _ in drawn]
