@@ -56,7 +56,7 @@ def test_console_script_and_module_are_the_same_command(tmp_path: Path) -> None:
     ("command", "words"),
     [
         ("recipe", ["--output-dir", "--resume", "--rerun", "--json", "NAME=VALUE", "push_to_hub"]),
-        ("compare", ["baseline", "candidate", "--json", "speed-up", "result.json"]),
+        ("compare", ["baseline", "candidate", "--margin", "--price-per-hour", "--json", "suite"]),
         ("list", ["--output-dir", "--recipes"]),
         ("validate", ["recipes", "without running"]),
         ("env", ["--json", "machine"]),

@@ -162,12 +162,20 @@ def test_compare_shows_gain_and_every_difference(warm: WarmCommand, pair: Pair) 
         "training_args.accelerator_config.non_blocking": (False, True),
         "training_args.gradient_accumulation_steps": (1, 2),
     }
+    beyond = {item["name"]: (item["baseline"], item["candidate"]) for item in content["beyond"]}
+    assert beyond == {"optimizer_steps": (7, 4), "effective_batch_size": (32, 64)}
     circumstances = {
         item["name"]: (item["baseline"], item["candidate"]) for item in content["circumstances"]
     }
-    assert circumstances["optimizer_steps"] == (7, 4)
-    assert circumstances["effective_batch_size"] == (32, 64)
     assert circumstances["precision (applied)"] == ("fp32", "bf16")
+    # Pinned memory was asked for, and is not applied on a CPU. One pair is no verdict.
+    assert [(item["name"], item["applied"]) for item in content["techniques"]] == [
+        ("mixed precision", True),
+        ("pinned memory", False),
+        ("gradient accumulation", True),
+    ]
+    assert (content["pairs"], content["speed"]) == (1, "undecided")
+    assert content["sentence"] in " ".join(shown.split())
     for name in (*settings, "optimizer_steps", "effective_batch_size"):
         assert name in shown
 
@@ -209,7 +217,7 @@ def test_recipe_of_ones_own_runs_from_its_folder(
     assert resolved == content
     # Other test images: what was gained could not be told from what was measured on.
     said = warm.run(["compare", pair.runs[0], run], tmp_path).refused()
-    assert "were tested on different images (360 of digits against 50 of digits)" in said
+    assert "test images: 360 of digits against 50 of digits, which are not the same" in said
 
 
 def test_synthetic_images_measure_speed_and_claim_no_accuracy(
