@@ -1,0 +1,228 @@
+"""Half a minute with one recipe on this machine: what limits it, and what could help."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from hfbench.accumulation import check_accumulation
+from hfbench.advice import Evidence, advise
+from hfbench.capabilities import examine_machine
+from hfbench.diagnosis import AccumulationCheck, Diagnosis, Forecast, Step
+from hfbench.environment import describe_environment
+from hfbench.errors import DeviceError, HfbenchError, first_line
+from hfbench.forecast import plan_schedule, predict_duration
+from hfbench.limits import find_limit, say_verdict
+from hfbench.recipe import Recipe
+from hfbench.sides import Sides
+from hfbench.slices import Slices, describe_sides, divide_step, measure_slices, median_of
+from hfbench.tables import duration
+from hfbench.techniques import MIXED_PRECISION, Use, change, find_uses
+from hfbench.training import build_training_arguments
+from hfbench.windows import Bench, with_arguments
+
+Observer = Callable[[str], None]
+
+_PILOT_BATCH = 4
+_UPDATE_SHARE = 0.05  # of the time, for one optimizer step: some fifteen have to be made
+_ROUNDS_SHARE = 0.7
+_CHECK_SHARE = 0.15
+_EVALUATION_SHARE = 0.05
+_LARGE_CHECKPOINT = 256 * 2**20  # bytes; larger ones are scaled up from a part
+
+
+@dataclass
+class _Examination:
+    """One recipe under examination; `measured` has the batch size that there is time for."""
+
+    recipe: Recipe
+    seconds: float
+    tell: Observer
+    folder: Path
+    bench: Bench
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def batch_size(self) -> int:
+        return int(self.recipe.argument("per_device_train_batch_size"))
+
+    @property
+    def accumulation(self) -> int:
+        return int(self.recipe.argument("gradient_accumulation_steps"))
+
+
+def examine(recipe: Recipe, seconds: float = 30.0, observer: Observer | None = None) -> Diagnosis:
+    """Find what limits a recipe on this machine, and which techniques could help.
+
+    Nothing is written but into a temporary folder, and nothing is printed.
+
+    Args:
+        recipe: From `load_recipe`.
+        seconds: For measuring; loading the model and the data comes on top. A machine that cannot
+            make some fifteen optimizer steps in it takes longer.
+        observer: Told what is done now, a line each.
+
+    Raises:
+        HfbenchError: For everything that the user can mend, as `run_recipe`.
+    """
+    start, tell = time.perf_counter(), observer or (lambda _: None)
+    tell("loading model and data")
+    bench = Bench(recipe)
+    with tempfile.TemporaryDirectory(prefix="hfbench-doctor-") as folder:
+        examination = _Examination(recipe, seconds, tell, Path(folder), bench)
+        try:
+            return _examine(examination, start)
+        except torch.OutOfMemoryError as error:
+            raise DeviceError(
+                f"{bench.device} ran out of memory at per_device_train_batch_size="
+                f"{examination.batch_size}: {first_line(error)} Halve it, and double "
+                "gradient_accumulation_steps to keep the effective batch."
+            ) from error
+
+
+def _examine(examination: _Examination, start: float) -> Diagnosis:
+    recipe, bench, k = examination.recipe, examination.bench, examination.accumulation
+    seconds_per_image = _fit_batch_to_time(examination)
+    measured = int(bench.recipe.argument("per_device_train_batch_size"))
+    on_cpu = bench.device.type == "cpu"
+    examination.tell("building trainers")
+    sides = Sides(bench, bench.recipe, examination.folder)
+    use = next(use for use in find_uses(bench.recipe) if use.technique is MIXED_PRECISION)
+    other = _build_other(examination, use)
+    try:
+        slices = measure_slices(
+            bench, sides, other, examination.seconds * _ROUNDS_SHARE, examination.tell
+        )
+        step = divide_step(
+            slices, k, on_cpu=on_cpu, pinned=bool(recipe.argument("dataloader_pin_memory"))
+        )
+        examination.tell("an evaluation and a checkpoint")
+        forecast = _predict(examination, sides, slices, step)
+    finally:
+        for side in (sides, other):
+            if side is not None:
+                side.close()
+    examination.tell("the machine")
+    machine = examine_machine(bench.device)
+    check = _check(examination, sides, seconds_per_image) if k > 1 else None
+    advice = advise(
+        Evidence(
+            recipe=recipe,
+            device_type=bench.device.type,
+            step=step,
+            machine=machine,
+            precision=use,
+            model_seconds=median(slices.model),
+            other_model_seconds=median_of(slices.other_model),
+            fused_optimizer_seconds=median_of(slices.fused_optimizer, k),
+            pageable_copy_seconds=median_of(slices.pageable_copy),
+            pinned_copy_seconds=median_of(slices.pinned_copy),
+        )
+    )
+    limit = find_limit(step)
+    return Diagnosis(
+        recipe=recipe.name,
+        recipe_sha256=recipe.digest(),
+        verdict=say_verdict(recipe.name, limit, step, forecast, advice, check),
+        limited_by=limit,
+        batch_size=examination.batch_size,
+        measured_batch_size=measured,
+        gradient_accumulation_steps=k,
+        precision=sides.precision,
+        sides=describe_sides(slices, measured),
+        step=step,
+        forecast=forecast,
+        advice=advice,
+        machine=machine,
+        accumulation=check,
+        notes=examination.notes,
+        environment=describe_environment(bench.device.type),
+        seconds=time.perf_counter() - start,
+    )
+
+
+def _fit_batch_to_time(examination: _Examination) -> float:
+    """Choose the batch to measure: the recipe's, or a smaller one on a machine too slow for it.
+
+    Returns:
+        Seconds of an image, in a small batch.
+    """
+    bench, batch = examination.bench, examination.batch_size
+    affordable = examination.seconds * _UPDATE_SHARE / examination.accumulation
+    examination.tell("small batches first")
+    size, fits = 0, min(batch, _PILOT_BATCH)
+    while size < fits and (size == 0 or 1.5 * size < fits < batch):
+        size = fits  # the optimizer's share falls as batches grow, so that larger ones may fit
+        small = with_arguments(
+            bench.recipe,
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=1,
+            torch_compile=False,
+        )
+        per_image = bench.measure_window(1, 1, small).seconds / size
+        fits = min(batch, max(int(affordable / per_image), 2))
+    if fits < batch:
+        bench.recipe = with_arguments(bench.recipe, per_device_train_batch_size=fits)
+        examination.notes.append(
+            f"Measured on batches of {fits} images instead of {batch}: one of {batch} would take "
+            f"about {duration(per_image * batch)} here. Loader, copy and model are taken to grow "
+            "with the batch."
+        )
+    return per_image
+
+
+def _build_other(examination: _Examination, use: Use) -> Sides | None:
+    """Build the recipe with mixed precision turned on, if it has none, or off, if it has."""
+    recipe = change(examination.bench.recipe, (use.off if use.in_recipe else use.on).items())
+    try:
+        return Sides(examination.bench, recipe, examination.folder)
+    except (torch.OutOfMemoryError, HfbenchError) as error:
+        examination.notes.append(
+            f"The model in the other precision could not be run: {first_line(error)}"
+        )
+        return None
+
+
+def _predict(examination: _Examination, sides: Sides, slices: Slices, step: Step) -> Forecast:
+    args = build_training_arguments(examination.recipe, examination.folder)
+    schedule = plan_schedule(args, len(examination.bench.inputs.train))
+    evaluation = sides.time_evaluation(examination.seconds * _EVALUATION_SHARE)
+    size = sides.checkpoint_bytes()
+    part = min(size, _LARGE_CHECKPOINT)
+    save = sides.time_checkpoint() if part == size else sides.time_writing(part) * size / part
+    return predict_duration(
+        schedule,
+        step,
+        batch_size=examination.batch_size,
+        measured_batch_size=sides.batch_size,
+        first_step_seconds=max(
+            sides.first_step_seconds - step.batch_seconds * examination.accumulation, 0.0
+        ),
+        evaluation_seconds=evaluation,
+        save_seconds=save,
+        windows=slices.training,
+    )
+
+
+def _check(
+    examination: _Examination, sides: Sides, seconds_per_image: float
+) -> AccumulationCheck | None:
+    """Check accumulation on the images of one batch, fewer where time or images are short."""
+    k, images = examination.accumulation, len(examination.bench.inputs.train)
+    affordable = int(examination.seconds * _CHECK_SHARE / (3 * k * seconds_per_image))
+    # Batch norm cannot train on a single image.
+    size = max(2, min(examination.batch_size // k, affordable, images // k))
+    if size * k > images:
+        examination.notes.append(
+            f"Accumulation was not checked: {images} training images do not fill {k} micro-batches "
+            "of 2."
+        )
+        return None
+    examination.tell(f"accumulation: {size * k} images at once, and in {k} micro-batches")
+    return check_accumulation(examination.bench, k, size, sides.precision, examination.folder)

@@ -1,0 +1,163 @@
+"""Rounds of slices: the parts of training and training itself, measured in turn.
+
+In turn, so that a machine that slows down meanwhile slows all of them down.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from statistics import median
+
+from hfbench.diagnosis import Side, Step
+from hfbench.sides import Sides
+from hfbench.windows import Bench
+
+_FEWEST_ROUNDS, _MOST_ROUNDS = 3, 12
+_WINDOW_SHARE, _SLICE_SHARE = 0.05, 0.03  # of the time that there is
+_MOST_STEPS = 100
+_WARMUP_STEPS = 2
+
+
+@dataclass
+class Slices:
+    """Seconds of one batch in each slice, in the order in which they were measured.
+
+    Attributes:
+        training: In training, as a whole.
+        data_wait: In training, waiting for the loader.
+        epoch_start: Until a loader gives its first batch.
+        other_model: The model in the other precision; empty if that could not be run.
+        optimizer: One optimizer step, not shared among batches.
+        fused_optimizer: The same of torch's fused AdamW; empty where the recipe's is another kind.
+    """
+
+    training: list[float] = field(default_factory=list)
+    data_wait: list[float] = field(default_factory=list)
+    loader: list[float] = field(default_factory=list)
+    epoch_start: list[float] = field(default_factory=list)
+    preprocessing: list[float] = field(default_factory=list)
+    model: list[float] = field(default_factory=list)
+    other_model: list[float] = field(default_factory=list)
+    optimizer: list[float] = field(default_factory=list)
+    fused_optimizer: list[float] = field(default_factory=list)
+    pageable_copy: list[float] = field(default_factory=list)
+    pinned_copy: list[float] = field(default_factory=list)
+
+
+def measure_slices(
+    bench: Bench,
+    sides: Sides,
+    other: Sides | None,
+    seconds: float,
+    tell: Callable[[str], None],
+) -> Slices:
+    """Measure rounds until the time is used up; at least three.
+
+    Args:
+        bench: Of the measured recipe.
+        sides: The same recipe's parts.
+        other: In the other precision, if it can be run.
+        seconds: For all rounds.
+        tell: Told about each round.
+    """
+    k = bench.recipe.argument("gradient_accumulation_steps")
+    update = sides.time_model(1) * k
+    steps = _count(seconds * _WINDOW_SHARE / update, least=2)
+    updates = _count(seconds * _SLICE_SHARE / update, least=1)
+    batches = _count(seconds * _SLICE_SHARE / max(sides.time_loader(1)[1], 1e-6), least=2)
+    found, start, number = Slices(), time.perf_counter(), 0
+    while number < _FEWEST_ROUNDS or (
+        number < _MOST_ROUNDS
+        and (time.perf_counter() - start) * (number + 1) / number < seconds  # one more fits
+    ):
+        number += 1
+        tell(f"round {number}: training, loader, model")
+        window = bench.measure_window(steps, _WARMUP_STEPS)
+        found.training.append(window.seconds / steps / k)
+        found.data_wait.append(window.data_wait_seconds / steps / k)
+        _measure_parts(sides, found, batches, updates)
+        if other is not None:
+            other.time_model(1)
+            found.other_model.append(other.time_model(updates))
+    return found
+
+
+def _measure_parts(sides: Sides, found: Slices, batches: int, updates: int) -> None:
+    first, loader = sides.time_loader(batches)
+    found.loader.append(loader)
+    found.epoch_start.append(max(first - loader, 0.0))
+    found.preprocessing.append(sides.time_preprocessing(min(batches, 10)))
+    sides.time_model(1)  # caches, and what a window made torch forget, like compiled code
+    found.model.append(sides.time_model(updates))
+    found.optimizer.append(sides.time_optimizer(updates))
+    if sides.could_fuse:
+        found.fused_optimizer.append(sides.time_optimizer(updates, fused=True))
+    if sides.device.type != "cpu":
+        found.pageable_copy.append(sides.time_copy(10, pinned=False))
+    if sides.device.type == "cuda":
+        found.pinned_copy.append(sides.time_copy(10, pinned=True))
+
+
+def divide_step(slices: Slices, accumulation: int, *, on_cpu: bool, pinned: bool) -> Step:
+    """Divide the time of a batch among loader, copy, model and the rest.
+
+    Args:
+        slices: Measured.
+        accumulation: Batches of one optimizer step.
+        on_cpu: Then waiting for the loader is exactly what training loses to it. A GPU still works
+            while its host waits, so that there only the time counts that copy and model leave.
+        pinned: Whether batches are copied from pinned memory.
+    """
+    batch, wait, model = median(slices.training), median(slices.data_wait), median(slices.model)
+    copies = slices.pinned_copy if pinned and slices.pinned_copy else slices.pageable_copy
+    if on_cpu:
+        copy, loader = 0.0, min(wait, batch)
+        model = min(model, batch - loader)
+    else:
+        model = min(model, batch)
+        copy = min(median(copies), batch - model)
+        loader = min(wait, batch - model - copy)
+    return Step(
+        batch_seconds=batch,
+        loader_seconds=loader,
+        copy_seconds=copy,
+        model_seconds=model,
+        rest_seconds=max(batch - loader - copy - model, 0.0),
+        optimizer_seconds=min(median(slices.optimizer) / accumulation, model),
+        preprocessing_seconds=median(slices.preprocessing),
+        epoch_start_seconds=median(slices.epoch_start),
+    )
+
+
+def describe_sides(slices: Slices, batch_size: int) -> list[Side]:
+    """Return what was measured of each side alone, and of all together."""
+    named = {
+        "loader": slices.loader,
+        "copy from pageable memory": slices.pageable_copy,
+        "copy from pinned memory": slices.pinned_copy,
+        "model": slices.model,
+        "training": slices.training,
+    }
+    return [
+        Side(
+            name=name,
+            seconds_per_batch=median(seconds),
+            lowest_seconds_per_batch=min(seconds),
+            highest_seconds_per_batch=max(seconds),
+            samples_per_second=batch_size / median(seconds),
+            slices=len(seconds),
+        )
+        for name, seconds in named.items()
+        if seconds
+    ]
+
+
+def _count(wanted: float, least: int) -> int:
+    return max(least, min(int(wanted), _MOST_STEPS))
+
+
+def median_of(seconds: list[float], batches: int = 1) -> float | None:
+    """Return the median, shared among batches; ``None`` where nothing was measured."""
+    return median(seconds) / batches if seconds else None
