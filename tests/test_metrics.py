@@ -51,6 +51,14 @@ def test_loss_is_the_mean_cross_entropy_in_nats() -> None:
     assert found.loss == pytest.approx(-(math.log(3 / 4) + math.log(1 / 2) + math.log(1 / 8)) / 3)
 
 
+def test_calibration_error_is_that_of_the_softmax() -> None:
+    # Sure at 3/4 and right, at 7/8 and wrong: each alone in its bin.
+    logits = np.log(np.array([[3, 1], [1, 7]], np.float32))
+
+    found = score(logits, np.array([0, 0]), names(2))
+    assert found.calibration_error == pytest.approx((1 / 4 + 7 / 8) / 2)
+
+
 def test_loss_does_not_overflow() -> None:
     logits = np.array([[1e4, 0], [1e4, 0]], np.float32)
 
@@ -119,7 +127,7 @@ def test_diverged_model_is_scored_without_a_loss(classes: int, value: float) -> 
     logits[1] = value
 
     found = score(logits, np.array([0, 1, 2]), names(classes))
-    assert found.loss is None
+    assert (found.loss, found.calibration_error) == (None, None)
     assert 2 / 3 <= found.accuracy <= 1
     assert (found.top5_accuracy is None) is (classes < 20)
 

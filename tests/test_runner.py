@@ -17,6 +17,7 @@ from PIL import Image
 from sklearn.metrics import accuracy_score, f1_score, log_loss
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
+from hfbench.calibration import calibration_error
 from hfbench.callbacks import LogFile
 from hfbench.errors import (
     DataError,
@@ -141,6 +142,94 @@ def test_parts_of_the_time_add_up(finished: Finished) -> None:
     whole = times.setup_seconds + times.execution_seconds
     whole += times.final_evaluation_seconds + times.final_save_seconds
     assert times.total_seconds >= whole - 1e-6
+
+
+def assert_budget_adds_up(result: Result) -> None:
+    """Compare the sum of the parts with the whole, which is measured without them."""
+    assert result.budget is not None
+    parts = result.budget.model_dump()
+    assert min(parts.values()) >= 0
+    assert sum(parts.values()) == pytest.approx(result.times.execution_seconds, rel=0.02)
+
+
+def test_budget_adds_up_with_evaluations_and_checkpoints(finished: Finished) -> None:
+    assert_budget_adds_up(finished.result)
+    budget, times = finished.result.budget, finished.result.times
+    assert budget is not None
+    assert 0 < budget.evaluation_seconds <= times.evaluation_seconds
+    assert 0 < budget.save_seconds <= times.save_seconds
+    computing = (budget.forward_seconds, budget.backward_seconds, budget.optimizer_seconds)
+    assert min(*computing, budget.first_step_seconds, budget.start_seconds) > 0
+    assert budget.preprocessing_seconds == 0  # on the host
+
+
+def test_budget_adds_up_with_accumulation_on_the_device(vit: Path, tmp_path: Path) -> None:
+    recipe = tiny_recipe(
+        vit,
+        pretrained=True,
+        preprocessing={"location": "device"},
+        gradient_accumulation_steps=2,
+        eval_strategy="steps",
+        eval_steps=2,
+        eval_on_start=True,
+        load_best_model_at_end=True,
+        save_strategy="steps",
+        save_steps=4,
+    )
+    result = run_recipe(recipe, tmp_path)
+    assert_budget_adds_up(result)
+    assert result.budget is not None
+    assert result.budget.preprocessing_seconds > 0
+
+
+def test_budget_of_two_sessions_adds_up(
+    vit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tiny_recipe(
+        vit, pretrained=True, save_strategy="steps", save_steps=4, eval_strategy="epoch"
+    )
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 9)
+        with pytest.raises(Interrupted):
+            run_recipe(recipe, tmp_path)
+    (run,) = find_runs(tmp_path)
+    kept = json.loads((newest_checkpoint(run.folder) / "clock.json").read_text("utf-8"))
+    assert sum(kept["budget"].values()) == pytest.approx(kept["execution_seconds"], rel=0.02)
+    result = run_recipe(recipe, tmp_path, resume=True)
+    assert result.training.sessions == 2
+    assert result.times.execution_seconds > kept["execution_seconds"]
+    assert_budget_adds_up(result)
+
+
+def test_arithmetic_of_a_run_is_counted(finished: Finished) -> None:
+    compute, throughput = finished.result.compute, finished.result.throughput
+    assert compute is not None
+    # 17 tokens of 32 in two layers (see test_flops), in 16 patches.
+    layer = 2 * 17 * (4 * 32 * 32 + 2 * 32 * 64) + 2 * 2 * 17 * 17 * 32
+    assert compute.forward_flops_per_image == 2 * 16 * 192 * 32 + 2 * layer + 2 * 32 * 10
+    assert compute.dtype == "fp32"
+    assert compute.train_flops_per_image is not None
+    assert throughput.samples_per_second is not None
+    expected = compute.train_flops_per_image * throughput.samples_per_second
+    assert compute.achieved_flops_per_second == pytest.approx(expected)
+    assert compute.utilization is not None
+    assert 0 < compute.utilization < 1  # tiny layers are far from the peak
+
+
+def test_energy_is_measured_or_its_absence_explained(finished: Finished) -> None:
+    energy = finished.result.energy
+    assert energy is not None
+    assert energy.device_joules is None
+    assert "device: no NVIDIA GPU was used" in str(energy.note)
+    assert energy.cpu_joules is not None or "cpu: " in str(energy.note)
+
+
+def test_calibration_is_measured_on_the_saved_predictions(finished: Finished) -> None:
+    saved = np.load(finished.folder / "predictions.npz")
+    test = finished.result.metrics.test
+    assert test is not None
+    expected = calibration_error(saved["probability"], saved["label"])
+    assert test.calibration_error == pytest.approx(expected, abs=1e-5)
 
 
 def test_every_image_is_counted_once(finished: Finished) -> None:

@@ -20,6 +20,8 @@ from transformers import (
     set_seed,
 )
 
+import hfbench.clock
+import hfbench.timeline
 from hfbench.data import ImageBatches
 from hfbench.errors import DeviceError, RecipeError
 from hfbench.runner import run_recipe
@@ -375,6 +377,109 @@ def test_switches_of_an_untuned_run_are_as_asked(tmp_path: Path) -> None:
     assert switches["dataloader_num_workers"].applied == 1
     assert switches["gradient_accumulation_steps"].applied == 2
     assert switches["torch_compile"].applied is False
+
+
+# Where the time goes
+
+
+class FakeTime:
+    """Stand in for the `time` module; `spend` is all that moves it."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def spend(self, seconds: float) -> Callable[..., None]:
+        def do(*_: Any, **__: Any) -> None:
+            self.now += seconds
+
+        return do
+
+
+def make_each_part_take_its_time(trainer: BenchTrainer, time: FakeTime) -> None:
+    """Let each part of the work take another power of two of seconds."""
+
+    class Copied(Tensor):
+        def to(self, *args: Any, **kwargs: Any) -> Tensor:
+            time.now += 2.0
+            return self.as_subclass(Tensor).to(*args, **kwargs)
+
+    class Slow(ImageBatches):
+        def __getitems__(self, samples: list[int]) -> dict[str, Tensor]:
+            time.now += 1.0
+            batch = super().__getitems__(samples)
+            return batch | {"labels": batch["labels"].as_subclass(Copied)}
+
+    class Callbacks(TrainerCallback):
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            time.now += 256.0
+
+        def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
+            time.now += 32.0
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            time.now += 64.0
+
+    for dataset in (trainer.train_dataset, trainer.eval_dataset):
+        dataset.__class__ = Slow
+    trainer.preprocessing.register_forward_hook(time.spend(4.0))
+    trainer.model.register_forward_hook(time.spend(8.0))
+    trainer.model.classifier.bias.register_hook(time.spend(16.0))
+    trainer.save_model = time.spend(128.0)
+    trainer.add_callback(Callbacks())
+
+
+def test_each_part_of_the_work_is_in_its_place_of_the_budget(
+    vit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    time = FakeTime()
+    for module in (hfbench.clock, hfbench.timeline):
+        monkeypatch.setattr(module, "time", time)
+    recipe = tiny_recipe(
+        vit,
+        pretrained=True,
+        preprocessing={"location": "device"},
+        gradient_accumulation_steps=2,
+        eval_strategy="epoch",
+        save_strategy="epoch",
+    )
+    trainer = make_trainer(recipe, tmp_path)
+    make_each_part_take_its_time(trainer, time)
+    trainer.clock.start(trainer.args.device)
+    trainer.train()
+    trainer.clock.stop(trainer.args.device)
+
+    # Two epochs of six batches, of which accelerate fetches one ahead; two to an optimizer step.
+    first_step = 3 * 1 + 2 * (2 + 4 + 8 + 16) + 32
+    budget = trainer.clock.budget()
+    assert budget is not None
+    assert budget.model_dump() == {
+        "start_seconds": 256,
+        "first_step_seconds": first_step,
+        "data_wait_seconds": 12 - 3,
+        "copy_seconds": 2 * (12 - 2),
+        "preprocessing_seconds": 4 * (12 - 2),
+        "forward_seconds": 8 * (12 - 2),
+        "backward_seconds": 16 * (12 - 2),
+        "optimizer_seconds": 32 * (6 - 1),
+        "evaluation_seconds": 2 * (1 + 2 + 4 + 8),
+        "save_seconds": 2 * 128,
+        "overhead_seconds": 64 * 6,
+    }
+    assert trainer.clock.times.execution_seconds == sum(budget.model_dump().values())
+
+
+def test_training_is_the_same_whether_it_is_timed_or_not(vit: Path, tmp_path: Path) -> None:
+    def train(timed: bool) -> dict[str, Tensor]:
+        trainer = make_trainer(tiny_recipe(vit, pretrained=True), tmp_path)
+        if timed:
+            trainer.clock.start(trainer.args.device)
+        trainer.train()
+        return weights(trainer)
+
+    assert_equal_weights(train(True), train(False))
 
 
 # Resume
