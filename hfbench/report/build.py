@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hfbench.errors import ResultError
 from hfbench.recipe import local_path
+from hfbench.report.ablations import ablation_section, load_ablations
 from hfbench.report.closing import left_out_section, machines_section, reading_section
 from hfbench.report.comparisons import comparison_section
 from hfbench.report.details import (
@@ -26,6 +29,9 @@ from hfbench.report.reference import has_reference, reference_section
 from hfbench.report.sets import Collection, collect_runs
 from hfbench.report.verdicts import headline, runs_section
 
+if TYPE_CHECKING:
+    from hfbench.ablation_result import Ablation
+
 TITLE = "What tuning bought: hfbench report"
 
 
@@ -43,7 +49,10 @@ def write_report(runs: str | os.PathLike[str], output: str | os.PathLike[str]) -
     Raises:
         ResultError: If there is no finished run that can be read, or the report cannot be written.
     """
-    document = build_document(collect_runs(local_path(runs)))
+    collection = collect_runs(local_path(runs))
+    ablations, unreadable = load_ablations(local_path(runs))
+    left_out = [*collection.left_out, *unreadable]
+    document = build_document(replace(collection, left_out=left_out), ablations)
     folder = local_path(output)
     try:
         return list(_write(document, folder))
@@ -54,8 +63,8 @@ def write_report(runs: str | os.PathLike[str], output: str | os.PathLike[str]) -
         ) from None
 
 
-def build_document(runs: Collection) -> Document:
-    """Build the report of runs, its sections in the order in which questions are asked."""
+def build_document(runs: Collection, ablations: Sequence[Ablation]) -> Document:
+    """Build the report, its sections in the order in which questions are asked."""
     sections: list[Section] = []
     reference = reference_section(runs.sets)
     has_reference_runs = any(map(has_reference, runs.sets))
@@ -64,6 +73,8 @@ def build_document(runs: Collection) -> Document:
     sections.append(runs_section(runs))
     if runs.pairs:
         sections.append(comparison_section(runs.pairs))
+    if ablations:
+        sections.append(ablation_section(ablations))
     sections += [
         tradeoff_section(runs.sets),
         time_section(runs.sets),

@@ -12,6 +12,8 @@ from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure as Canvas
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 # Name of the CSS variable -> light, dark. Text and lines: contrast at least 4.5 and 3 on the
 # background (WCAG 2.2, 1.4.3 and 1.4.11). Series differ in lightness too, for readers who do not
@@ -74,7 +76,16 @@ def canvas(width: float, height: float) -> Canvas:
         width: In pixels of the page; fonts and lines are in pixels too.
         height: The same.
     """
-    return Canvas(figsize=(width / _DPI, height / _DPI), layout="constrained")
+    # Gaps between several axes, or the last number of one would touch the first of the next.
+    layout = ConstrainedLayoutEngine(wspace=0.05, hspace=0.05)
+    return Canvas(figsize=(width / _DPI, height / _DPI), layout=layout)
+
+
+def plain_ticks(axis: Any, unit: str) -> None:
+    """Label a logarithmic axis with plain numbers, also when it spans less than a decade."""
+    axis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}{unit}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def to_svg(figure: Canvas, name: str) -> str:

@@ -34,7 +34,7 @@ def curves_figure(sets: Sequence[RunSet], name: str) -> Figure | None:
         return None
     with rc_context(STYLE):
         figure = canvas(WIDTH, 560 + 12 * len(sets))
-        grid = figure.subplots(2, 2, sharey="row")
+        grid = figure.subplots(2, 2, sharex="col", sharey="row")
         for found, _, entries in logs:
             number = list(sets).index(found)
             for column, x in enumerate(("epoch", "seconds")):
@@ -46,7 +46,9 @@ def curves_figure(sets: Sequence[RunSet], name: str) -> Figure | None:
             )
         for column, x in enumerate(("epochs", "seconds of training call")):
             grid[0, column].set(ylabel="" if column else "loss", ylim=(0, None))
-            grid[1, column].set(ylabel="" if column else "test accuracy (%)", xlabel=x)
+            grid[1, column].set(
+                ylabel="" if column else "test accuracy (%)", xlabel=x, xlim=(0, None)
+            )
         grid[0, 0].set_title("faint: training loss; marked: test loss")
         figure.legend(loc="outside lower center", ncols=2)
         svg = to_svg(figure, name)

@@ -122,7 +122,7 @@ def _table(table: Table) -> Iterator[str]:
     yield "<thead>\n<tr>"
     for column in table.columns:
         kind = ' class="number"' if column.numeric else ""
-        yield f'<th scope="col"{kind}>{escape(column.title)}</th>'
+        yield f'<th scope="col"{kind}>{_breakable(column.title)}</th>'
     yield "</tr>\n</thead>\n<tbody>"
     for row in table.rows:
         yield "<tr>"
@@ -139,7 +139,13 @@ def _cell(column: Column, cell: Cell, is_name: bool) -> str:
     if len(cell.text) > _LONG_TEXT and not column.numeric:
         kind = ' class="long"'
     value = "" if cell.value is None else f' data-sort-value="{float(cell.value)!r}"'
-    return f"<{tag}{scope}{kind}{value}>{escape(cell.text)}</{tag}>"
+    text = _breakable(cell.text) if is_name else escape(cell.text)
+    return f"<{tag}{scope}{kind}{value}>{text}</{tag}>"
+
+
+def _breakable(name: str) -> str:
+    """Let a name be broken after an underscore where the screen is narrow."""
+    return escape(name).replace("_", "_<wbr>")
 
 
 def _figure(figure: Figure) -> Iterator[str]:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 from matplotlib import rc_context
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from hfbench.report.document import Figure
 from hfbench.report.drawing import (
@@ -19,6 +17,7 @@ from hfbench.report.drawing import (
     STYLE,
     WIDTH,
     canvas,
+    plain_ticks,
     to_svg,
 )
 from hfbench.report.sets import Pair, RunSet, Summary
@@ -59,7 +58,7 @@ def speedup_figure(pairs: Sequence[Pair]) -> Figure | None:
             axes.plot([], [], MARKERS[kind], color=SERIES[kind], label=measure)
         axes.axvline(1, color=INK, linewidth=1)
         axes.set_xscale("log")
-        _plain_ticks(axes.xaxis, "×")
+        plain_ticks(axes.xaxis, "×")
         axes.grid(visible=False, axis="y")
         middle = [
             (sum(found) / len(found), label)
@@ -162,6 +161,20 @@ def tradeoff_figure(
     with rc_context(STYLE):
         figure = canvas(WIDTH, 380 + 20 * math.ceil(len(drawn) / 2))
         axes = figure.subplots()
+        for index, (found, cost, accuracy) in enumerate(drawn):
+            color = SERIES[models.index(found.model) % len(SERIES)]
+            place = (cost.mean, 100 * accuracy.mean)
+            axes.errorbar(
+                *place, xerr=_reach(cost, 1), yerr=_reach(accuracy, 100), color=color, zorder=2
+            )
+            axes.plot(
+                *place,
+                _VARIANT_MARKERS[found.recipe.variant],
+                color=color,
+                markerfacecolor=color if index in front else BACKGROUND,
+                markersize=9,
+                label=f"{found.label} (n = {found.n})",
+            )
         steps = [drawn[index] for index in front]
         axes.plot(
             [cost.mean for _, cost, _ in steps],
@@ -171,24 +184,10 @@ def tradeoff_figure(
             label="Pareto front",
             zorder=1,
         )
-        for index, (found, cost, accuracy) in enumerate(drawn):
-            color = SERIES[models.index(found.model) % len(SERIES)]
-            axes.errorbar(
-                cost.mean,
-                100 * accuracy.mean,
-                xerr=_reach(cost, 1),
-                yerr=_reach(accuracy, 100),
-                color=color,
-                marker=_VARIANT_MARKERS[found.recipe.variant],
-                markerfacecolor=color if index in front else BACKGROUND,
-                linestyle="none",
-                markersize=9,
-                label=f"{found.label} (n = {found.n})",
-            )
         costs = [cost.mean for _, cost, _ in drawn]
         if max(costs) > 8 * min(costs):
             axes.set_xscale("log")
-            _plain_ticks(axes.xaxis, "")
+            plain_ticks(axes.xaxis, "")
         axes.set(xlabel=f"{what} ({unit})", ylabel="test accuracy (%)")
         axes.margins(0.12)
         figure.legend(loc="outside lower center", ncols=2)
@@ -218,10 +217,3 @@ def _reach(summary: Summary, scale: float) -> list[list[float]]:
     """Return how far the lowest and the highest run lie from the mean; rounding gives no sign."""
     down, up = summary.mean - summary.low, summary.high - summary.mean
     return [[max(0.0, scale * down)], [max(0.0, scale * up)]]
-
-
-def _plain_ticks(axis: Any, unit: str) -> None:
-    """Label a logarithmic axis with plain numbers, also when it spans less than a decade."""
-    axis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}{unit}"))
-    axis.set_minor_formatter(NullFormatter())
