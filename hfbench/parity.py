@@ -182,3 +182,14 @@ def _exact_fp32() -> Iterator[None]:
     finally:
         for backend, mode in zip(backends, before, strict=True):
             backend.fp32_precision = mode
+
+
+def precision_of(recipe: Recipe, device: torch.device) -> str:
+    """Return the lowest precision that a recipe computes in on a device.
+
+    TF32 counts where the recipe leaves it to torch, since torch has it on for convolutions.
+    """
+    for name in ("fp16", "bf16"):
+        if recipe.argument(name):
+            return name
+    return "tf32" if device.type == "cuda" and recipe.argument("tf32") is not False else "fp32"

@@ -1,0 +1,261 @@
+"""What each technique of a recipe contributes, measured in short interleaved windows of steps."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+from torch._dynamo.exc import TorchDynamoException
+
+from hfbench.ablation_analysis import attribute, describe_rows, say_findings, say_verdict
+from hfbench.ablation_plan import ALL, NONE, Configuration, Plan, plan_ablation
+from hfbench.ablation_plots import plot_ablation, write_csv
+from hfbench.ablation_result import (
+    ABLATION_FILE,
+    Ablation,
+    Measured,
+    NotMeasured,
+    load_ablation,
+)
+from hfbench.environment import describe_environment
+from hfbench.errors import DeviceError, HfbenchError, Interrupted, ResultError, first_line
+from hfbench.parity import FirstLoss, check_first_loss, precision_of
+from hfbench.recipe import Recipe
+from hfbench.result import write_json
+from hfbench.windows import Bench, Window
+
+FOLDER = "ablations"
+ROUNDS = 5
+PLOT_FILE = "ablation.png"
+CSV_FILE = "ablation.csv"
+
+_PILOT_STEPS = 3
+_WINDOW_SECONDS = (2.0, 20.0)  # at least, and at most if steps are slow
+_WINDOW_STEPS = (10, 3)  # at least, and at least if steps are slow
+_WARMUP_STEPS = 2
+_COMPILED_WARMUP_STEPS = 4  # a graph may be compiled anew when a second step looks different
+
+
+class Observer:
+    """Is told what an ablation does; made to be overridden."""
+
+    def planned(self, plan: Plan, steps: int, rounds: int, seconds: float) -> None:
+        """Before anything is measured: the plan, steps of ``none``, and how long it may take."""
+
+    def checked(self, configuration: Configuration, first_loss: FirstLoss | None) -> None:
+        """After the first loss of a configuration; ``None`` if it failed."""
+
+    def measured(self, configuration: Configuration, round_number: int, window: Window) -> None:
+        """After each window; rounds count from 1."""
+
+
+@dataclass
+class _Session:
+    """What has been found so far."""
+
+    bench: Bench
+    plan: Plan
+    steps: int
+    rounds: int
+    folder: Path
+    started: float
+    windows: list[Measured] = field(default_factory=list)
+    first_losses: dict[str, FirstLoss] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+
+
+def ablate(
+    recipe: Recipe,
+    output_dir: str | os.PathLike[str] = "runs",
+    *,
+    steps: int | None = None,
+    rounds: int = ROUNDS,
+    observer: Observer | None = None,
+) -> Ablation:
+    """Measure none, each technique alone, all but each, and all, and say what each contributes.
+
+    Each round measures every configuration once, in an order that is rotated from round to round,
+    so that drift of the machine hits all alike; ratios are taken within a round.
+
+    Args:
+        recipe: From `load_recipe`.
+        output_dir: Everything goes into ``output_dir/ablations/<recipe name>/<id>``.
+        steps: Optimizer steps of a window of ``none``; other configurations see as many images. By
+            default enough for 2 s and at least 10, fewer if steps are slow.
+        rounds: At least 2 for an interval.
+        observer: Told what is done.
+
+    Returns:
+        The ablation, as saved in ``ablation.json``.
+
+    Raises:
+        HfbenchError: For everything that the user can mend, before measuring where possible.
+        Interrupted: After Ctrl-C; what was measured is saved.
+    """
+    started = time.perf_counter()
+    observer = observer or Observer()
+    plan = plan_ablation(recipe)
+    bench = Bench(recipe)
+    none = plan.find(NONE)
+    pilot_started = time.perf_counter()
+    try:
+        pilot = bench.measure_window(_PILOT_STEPS, _WARMUP_STEPS, none.recipe)
+    except torch.OutOfMemoryError as error:
+        size = recipe.argument("per_device_train_batch_size")
+        raise DeviceError(
+            f"{bench.device} ran out of memory without any technique, at "
+            f"per_device_train_batch_size={size}: {first_line(error)} Make it smaller."
+        ) from error
+    overhead = time.perf_counter() - pilot_started - pilot.seconds
+    steps = steps or choose_steps(pilot.seconds_per_step)
+    seconds = _estimate(plan, pilot, overhead, steps, rounds)
+    observer.planned(plan, steps, rounds, seconds)
+    folder = _make_folder(recipe, Path(output_dir))
+    session = _Session(bench, plan, steps, rounds, folder, started)
+    try:
+        _check_first_losses(session, observer)
+        for number in range(1, rounds + 1):
+            _measure_round(session, number, observer)
+            _save(session)  # a kill loses one round at most
+    except KeyboardInterrupt:
+        done = _save(session)
+        raise Interrupted(
+            f"Stopped after {done.finished_rounds} of {rounds} rounds; what was measured is in "
+            f"{folder}."
+        ) from None
+    _save(session)
+    plot_ablation(load_ablation(folder), folder / PLOT_FILE)
+    return load_ablation(folder)
+
+
+def choose_steps(seconds_per_step: float) -> int:
+    """Return how many steps a window of ``none`` takes.
+
+    Enough for 2 s and at least 10; if that took more than 20 s, what fits into these, at least 3.
+    """
+    shortest, longest = _WINDOW_SECONDS
+    many, few = _WINDOW_STEPS
+    wanted = max(many, math.ceil(shortest / seconds_per_step))
+    return max(few, min(wanted, math.ceil(longest / seconds_per_step)))
+
+
+def steps_of(recipe: Recipe, none: Recipe, steps: int) -> int:
+    """Return the optimizer steps in which a recipe sees as many images as ``none`` in `steps`."""
+
+    def batch(item: Recipe) -> int:
+        names = ("per_device_train_batch_size", "gradient_accumulation_steps")
+        return math.prod(int(item.argument(name)) for name in names)
+
+    return max(1, math.ceil(steps * batch(none) / batch(recipe)))
+
+
+def warmup_steps_of(recipe: Recipe) -> int:
+    """Return how many steps come before a window, more if the model is compiled."""
+    names = ("torch_compile", "torch_compile_backend", "torch_compile_mode")
+    compiled = any(recipe.argument(name) for name in names)
+    return _COMPILED_WARMUP_STEPS if compiled else _WARMUP_STEPS
+
+
+def _estimate(plan: Plan, pilot: Window, overhead: float, steps: int, rounds: int) -> float:
+    """Return seconds, as if no technique gained anything and compiling were free."""
+    per_image = pilot.seconds / pilot.samples
+    none = plan.find(NONE).recipe
+    total = 0.0
+    for item in plan.configurations:
+        own = steps_of(item.recipe, none, steps) + warmup_steps_of(item.recipe)
+        names = ("per_device_train_batch_size", "gradient_accumulation_steps")
+        images = own * math.prod(int(item.recipe.argument(name)) for name in names)
+        total += rounds * (images * per_image + overhead) + overhead
+    return total
+
+
+def _check_first_losses(session: _Session, observer: Observer) -> None:
+    for item in session.plan.configurations:
+        try:
+            precision = precision_of(item.recipe, session.bench.device)
+            found = check_first_loss(session.bench, item.recipe, precision)
+            session.first_losses[item.name] = found
+        except (torch.OutOfMemoryError, TorchDynamoException, HfbenchError) as error:
+            _fail(session, item, error)
+        observer.checked(item, session.first_losses.get(item.name))
+
+
+def _measure_round(session: _Session, number: int, observer: Observer) -> None:
+    items = session.plan.configurations
+    start = (number - 1) % len(items)
+    none = session.plan.find(NONE).recipe
+    for position, item in enumerate(items[start:] + items[:start], start=1):
+        if item.name in session.failures:
+            continue
+        own = steps_of(item.recipe, none, session.steps)
+        try:
+            window = session.bench.measure_window(own, warmup_steps_of(item.recipe), item.recipe)
+        except (torch.OutOfMemoryError, TorchDynamoException, HfbenchError) as error:
+            _fail(session, item, error)
+            continue
+        session.windows.append(
+            Measured(configuration=item.name, round=number, position=position, window=window)
+        )
+        observer.measured(item, number, window)
+
+
+def _fail(session: _Session, item: Configuration, error: Exception) -> None:
+    if item.name == NONE:
+        raise error
+    kind = "out of memory: " if isinstance(error, torch.OutOfMemoryError) else ""
+    session.failures[item.name] = f"{kind}{first_line(error)}"
+
+
+def _save(session: _Session) -> Ablation:
+    """Write what has been found so far."""
+    plan, windows = session.plan, session.windows
+    rows = describe_rows(plan, windows, session.first_losses, session.failures)
+    contributions = attribute(plan, windows)
+    measured = [item.name for item in plan.configurations if item.name not in session.failures]
+    seen = {(item.round, item.configuration) for item in windows}
+    finished = sum(
+        all((number, name) in seen for name in measured) for number in range(1, session.rounds + 1)
+    )
+    notes = list(plan.notes)
+    if finished < session.rounds:
+        notes.append(f"Stopped after {finished} of {session.rounds} rounds.")
+    if any(len(item.techniques) and item.name != ALL for item in plan.configurations):
+        notes.append(
+            "Speeds are images per second. Accumulation with a larger batch takes fewer optimizer "
+            "steps for the same images; what that does to accuracy needs full runs: --full."
+        )
+    ablation = Ablation(
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        recipe=plan.recipe,
+        recipe_sha256=plan.recipe.digest(),
+        environment=describe_environment(session.bench.device.type),
+        rounds=session.rounds,
+        finished_rounds=finished,
+        steps=session.steps,
+        seconds=time.perf_counter() - session.started,
+        verdict=say_verdict(rows, contributions),
+        findings=say_findings(rows, contributions),
+        notes=notes,
+        rows=rows,
+        contributions=contributions,
+        not_run=[NotMeasured(technique=i.technique, reason=i.reason) for i in plan.not_run],
+        windows=windows,
+    )
+    write_json(ablation.model_dump(mode="json", by_alias=True), session.folder / ABLATION_FILE)
+    write_csv(ablation, session.folder / CSV_FILE)
+    return ablation
+
+
+def _make_folder(recipe: Recipe, root: Path) -> Path:
+    moment = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")[:-3]
+    folder = root / FOLDER / recipe.name / f"{moment}-{recipe.digest()[:8]}"
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise ResultError(f"--output-dir: {folder} cannot be made: {error}") from None
+    return folder

@@ -1,0 +1,221 @@
+"""What the windows of an ablation allow to say."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from statistics import fmean, median
+from typing import Any
+
+from hfbench.ablation_plan import ALL, NONE, Configuration, Plan
+from hfbench.ablation_result import Contribution, Measured, Ratio, Row
+from hfbench.intervals import ratio_interval
+from hfbench.parity import FirstLoss
+from hfbench.recipe import Recipe
+from hfbench.verdict import FASTER, SLOWER, UNDECIDED, judge_speed
+from hfbench.windows import Window
+
+BASELINE = "baseline"
+FAILED = "failed"
+
+
+def describe_rows(
+    plan: Plan,
+    windows: Sequence[Measured],
+    first_losses: dict[str, FirstLoss],
+    failures: dict[str, str],
+) -> list[Row]:
+    """Put together what was measured of each configuration.
+
+    Args:
+        plan: What was to be measured.
+        windows: What was measured.
+        first_losses: Of configurations, by name.
+        failures: Why configurations were not measured, by name.
+    """
+    return [
+        _describe(item, plan, windows, first_losses.get(item.name), failures.get(item.name))
+        for item in plan.configurations
+    ]
+
+
+def _describe(
+    configuration: Configuration,
+    plan: Plan,
+    windows: Sequence[Measured],
+    first_loss: FirstLoss | None,
+    failure: str | None,
+) -> Row:
+    name, recipe = configuration.name, configuration.recipe
+    own = [item.window for item in windows if item.configuration == name]
+    speedup = ratio_of(windows, [name], [NONE])
+    device = [w.peak_device_memory_mib for w in own if w.peak_device_memory_mib is not None]
+    if failure:
+        verdict = FAILED
+    elif name == NONE:
+        verdict = BASELINE
+    else:
+        verdict = judge_speed(speedup.interval) if speedup else UNDECIDED
+    return Row(
+        name=name,
+        label=configuration.label,
+        also=list(configuration.also),
+        techniques=list(configuration.techniques),
+        settings=_settings(plan.configurations[0].recipe, recipe),
+        effective_batch_size=int(recipe.argument("per_device_train_batch_size"))
+        * int(recipe.argument("gradient_accumulation_steps")),
+        speedup=speedup,
+        verdict=verdict,
+        samples_per_second=_geometric_mean([w.samples_per_second for w in own]),
+        seconds_per_step=_geometric_mean([w.seconds_per_step for w in own]),
+        data_wait_share=fmean(w.data_wait_seconds / w.seconds for w in own) if own else None,
+        peak_process_memory_mib=median(w.peak_process_memory_mib for w in own) if own else None,
+        peak_device_memory_mib=median(device) if device else None,
+        first_loss=first_loss,
+        not_applied=_not_applied(own[-1]) if own else [],
+        failure=failure,
+    )
+
+
+def _settings(none: Recipe, recipe: Recipe) -> dict[str, Any]:
+    found = {
+        f"training_args.{name}": value
+        for name, value in recipe.training_args.items()
+        if value != none.training_args.get(name)
+    }
+    if recipe.preprocessing.location != none.preprocessing.location:
+        found["preprocessing.location"] = recipe.preprocessing.location
+    return found
+
+
+def _not_applied(window: Window) -> list[str]:
+    return [
+        f"{name}: {switch.requested} was asked for, {switch.applied} was seen"
+        + (f" ({switch.reason})" if switch.reason else "")
+        for name, switch in window.switches.items()
+        if switch.requested not in (None, switch.applied) and name != "use_cpu"
+    ]
+
+
+def _geometric_mean(values: Sequence[float]) -> float | None:
+    return math.exp(fmean(math.log(value) for value in values)) if values else None
+
+
+def ratio_of(
+    windows: Sequence[Measured], above: Sequence[str], below: Sequence[str]
+) -> Ratio | None:
+    """Return the ratio of speeds over the rounds that have all of them.
+
+    Args:
+        windows: Measured.
+        above: Configurations whose images per second are multiplied.
+        below: Those that they are divided by.
+
+    Returns:
+        Geometric mean with interval; ``None`` without a whole round.
+    """
+    speeds = {(item.round, item.configuration): item.window.samples_per_second for item in windows}
+    rounds = sorted({number for number, _ in speeds})
+    ratios = [
+        math.prod(speeds[number, name] for name in above)
+        / math.prod(speeds[number, name] for name in below)
+        for number in rounds
+        if all((number, name) in speeds for name in (*above, *below))
+    ]
+    if not ratios:
+        return None
+    found = ratio_interval(ratios)
+    return Ratio(value=found.value, low=found.low, high=found.high, rounds=len(ratios))
+
+
+def attribute(plan: Plan, windows: Sequence[Measured]) -> list[Contribution]:
+    """Return what each technique contributes alone, with all others, and how these differ."""
+    everything = next(i.name for i in plan.configurations if ALL in (i.name, *i.also))
+    contributions = []
+    for item in plan.attributions:
+        both = interaction = None
+        if item.all_but is not None:
+            both = ratio_of(windows, [everything], [item.all_but])
+            if item.alone != everything:  # more than one technique
+                interaction = ratio_of(windows, [everything, NONE], [item.all_but, item.alone])
+        contributions.append(
+            Contribution(
+                technique=item.technique,
+                detail=item.detail,
+                alone=ratio_of(windows, [item.alone], [NONE]),
+                with_others=both,
+                interaction=interaction,
+            )
+        )
+    return contributions
+
+
+def say_verdict(rows: Sequence[Row], contributions: Sequence[Contribution]) -> str:
+    """Return the sentence on top: what gains most, what all gain, and whether anything is wrong."""
+    measured = [(item.technique, item.alone) for item in contributions if item.alone is not None]
+    if not measured:
+        return "Nothing was measured."
+    together = next((row.speedup for row in rows if row.name == ALL), None)
+    flagged = sum(row.flagged for row in rows)
+    checked = any(row.first_loss is not None for row in rows)
+    wrong = f"{flagged} of {len(rows)} configurations have a wrong first loss"
+    right = "no first loss is changed" if checked else "first losses were not checked"
+    return f"{_say_gain(measured, together)}; {wrong if flagged else right}."
+
+
+def _say_gain(measured: Sequence[tuple[str, Ratio]], together: Ratio | None) -> str:
+    faster = [item for item in measured if judge_speed(item[1].interval) == FASTER]
+    name, gain = max(faster or measured, key=lambda item: item[1].value)
+    and_all = f"; all together {together}" if together else ""
+    if gain.low is None:
+        return f"Undecided from one round: {name} is the fastest alone, {gain}{and_all}"
+    if faster:
+        return f"{name[0].upper()}{name[1:]} gains most: {gain}{and_all}"
+    if together and judge_speed(together.interval) == FASTER:
+        return (
+            f"All together gain {together}, but no technique alone is shown to; the fastest is "
+            f"{name}, {gain}"
+        )
+    return f"No difference shown: no technique is faster than none; {name} is {gain}{and_all}"
+
+
+def say_findings(rows: Sequence[Row], contributions: Sequence[Contribution]) -> list[str]:
+    """Return further sentences: wrong losses first, then what slows, interactions, failures."""
+    return [
+        *(f"FLAGGED: {row.label}: {_problem(row)}" for row in rows if row.flagged),
+        *_say_slower(contributions),
+        *_say_interactions(contributions),
+        *(f"Not measured: {row.label}: {row.failure}" for row in rows if row.failure),
+        *(
+            f"First loss of {row.label} {_problem(row)}"
+            for row in rows
+            if _problem(row) and not row.flagged
+        ),
+    ]
+
+
+def _problem(row: Row) -> str | None:
+    return row.first_loss.problem if row.first_loss else None
+
+
+def _say_slower(contributions: Sequence[Contribution]) -> Iterator[str]:
+    for item in contributions:
+        if item.alone is not None and judge_speed(item.alone.interval) == SLOWER:
+            yield f"Slower: {item.technique} alone runs at {item.alone} of the speed."
+
+
+def _say_interactions(contributions: Sequence[Contribution]) -> Iterator[str]:
+    said = set()
+    for item in contributions:
+        if item.interaction is None or item.alone is None or item.with_others is None:
+            continue
+        # Of two techniques each interacts with the other by the same ratio.
+        if not item.interaction.excludes_one or item.interaction in said:
+            continue
+        said.add(item.interaction)
+        yield (
+            f"Interacts: with the others, {item.technique} gains {item.with_others} instead of "
+            f"{item.alone} alone."
+        )
+    if not said and any(item.interaction is not None for item in contributions):
+        yield "No interaction shown: with the others, each technique gains what it gains alone."

@@ -1,0 +1,126 @@
+"""An ablation as a picture and as a table of plain text."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from hfbench.ablation_result import Ablation, Row
+from hfbench.verdict import FASTER, SLOWER
+
+# Colours of Okabe and Ito that people with any colour vision tell apart.
+_COLORS = {FASTER: "#009E73", SLOWER: "#D55E00"}
+_PLAIN = "#555555"
+_FLAG = "#CC0000"
+
+
+def plot_ablation(ablation: Ablation, path: Path) -> None:
+    """Draw speed-ups with intervals, and peak memory, of every configuration.
+
+    Args:
+        ablation: With at least one finished round.
+        path: PNG to write.
+    """
+    rows = [row for row in ablation.rows if row.speedup is not None]
+    figure = Figure(figsize=(9, 1.8 + 0.42 * len(rows)), layout="constrained")
+    speeds, memory = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
+    _draw_speedups(speeds, rows)
+    _draw_memory(memory, rows)
+    speeds.set_yticks(range(len(rows)), [_name(row) for row in rows])
+    for label, row in zip(speeds.get_yticklabels(), rows, strict=True):
+        if row.flagged:
+            label.set_color(_FLAG)
+    speeds.invert_yaxis()
+    figure.suptitle(
+        f"{ablation.recipe.name} on {ablation.environment.device_name}: "
+        f"{ablation.finished_rounds} rounds",
+        fontsize=11,
+    )
+    figure.savefig(path, dpi=120)
+
+
+def _name(row: Row) -> str:
+    return f"{row.label} (first loss wrong)" if row.flagged else row.label
+
+
+def _draw_speedups(axes: Axes, rows: Sequence[Row]) -> None:
+    axes.axvline(1, color="black", linewidth=1)
+    for place, row in enumerate(rows):
+        found = row.speedup
+        if found is None:
+            continue
+        color = _FLAG if row.flagged else _COLORS.get(row.verdict, _PLAIN)
+        if found.low is not None and found.high is not None:
+            axes.plot([found.low, found.high], [place, place], color=color, linewidth=2)
+        axes.plot(found.value, place, "X" if row.flagged else "o", color=color)
+        axes.annotate(
+            f"{found.value:.2f}×",
+            (found.value, place),
+            xytext=(0, 6),
+            textcoords="offset points",
+            ha="center",
+            fontsize=8,
+            color=color,
+            bbox={"boxstyle": "square,pad=0.1", "color": "white"},  # the line at 1 goes behind it
+        )
+    axes.set_xlabel(
+        "speed-up over none (images/s), 95 % interval\ngreen: faster, orange: slower, grey: no "
+        "difference shown"
+    )
+    axes.grid(axis="x", alpha=0.3)
+    axes.margins(x=0.12, y=0.12)
+
+
+def _draw_memory(axes: Axes, rows: Sequence[Row]) -> None:
+    on_device = any(row.peak_device_memory_mib is not None for row in rows)
+    values = [
+        (row.peak_device_memory_mib if on_device else row.peak_process_memory_mib) or 0.0
+        for row in rows
+    ]
+    bars = axes.barh(range(len(rows)), values, height=0.55, color="#56B4E9")
+    axes.bar_label(bars, [f"{value:.0f}" for value in values], padding=3, fontsize=8)
+    axes.set_xlabel(f"peak {'device' if on_device else 'process'} memory (MiB)")
+    axes.margins(x=0.15)
+    axes.tick_params(left=False)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+
+
+def write_csv(ablation: Ablation, path: Path) -> None:
+    """Write one line a configuration; empty cells were not measured."""
+    lines = [_line(row) for row in ablation.rows]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    path.write_text(text.getvalue(), "utf-8")
+
+
+def _line(row: Row) -> dict[str, Any]:
+    speedup, loss = row.speedup, row.first_loss
+    return {
+        "configuration": row.name,
+        "techniques": "; ".join(row.techniques),
+        "effective_batch_size": row.effective_batch_size,
+        "speedup": speedup.value if speedup else None,
+        "speedup_low": speedup.low if speedup else None,
+        "speedup_high": speedup.high if speedup else None,
+        "rounds": speedup.rounds if speedup else 0,
+        "verdict": row.verdict,
+        "samples_per_second": row.samples_per_second,
+        "seconds_per_step": row.seconds_per_step,
+        "data_wait_share": row.data_wait_share,
+        "peak_process_memory_mib": row.peak_process_memory_mib,
+        "peak_device_memory_mib": row.peak_device_memory_mib,
+        "first_loss": loss.found if loss else None,
+        "expected_first_loss": loss.expected if loss else None,
+        "first_loss_tolerance": loss.tolerance if loss else None,
+        "flagged": row.flagged,
+        "failure": row.failure,
+    }

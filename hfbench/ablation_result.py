@@ -1,0 +1,215 @@
+"""What an ablation leaves behind: its schema, units in the names, and how it is loaded."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
+
+from hfbench.environment import Environment
+from hfbench.errors import ResultError
+from hfbench.intervals import Interval
+from hfbench.parity import FirstLoss
+from hfbench.recipe import Recipe, local_path
+from hfbench.verdict import FASTER, SLOWER, judge_speed
+from hfbench.windows import Window
+
+ABLATION_VERSION = 1
+ABLATION_FILE = "ablation.json"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Ratio(_Part):
+    """How many times as fast, with its 95 % interval; above 1 is faster.
+
+    Attributes:
+        value: Geometric mean over the rounds.
+        low: Lower end; ``None`` from a single round.
+        high: Upper end.
+        rounds: That it was measured in.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+    rounds: int
+
+    @property
+    def interval(self) -> Interval:
+        """The same without the number of rounds."""
+        return Interval(self.value, self.low, self.high)
+
+    @property
+    def excludes_one(self) -> bool:
+        """Whether a difference is shown."""
+        return judge_speed(self.interval) in (FASTER, SLOWER)
+
+    def __str__(self) -> str:
+        if self.low is None or self.high is None:
+            return f"{self.value:.2f}×"
+        return f"{self.value:.2f}× [{self.low:.2f}, {self.high:.2f}]"
+
+
+class Measured(_Part):
+    """One window, and when it was measured: in which round, as which of its windows (from 1)."""
+
+    configuration: str
+    round: int
+    position: int
+    window: Window
+
+
+class Row(_Part):
+    """One configuration.
+
+    Attributes:
+        name: Of the configuration.
+        label: In words.
+        also: What else comes to the same configuration.
+        techniques: That are turned on.
+        settings: Dotted names of the recipe, and values, that differ from ``none``.
+        effective_batch_size: Images of an optimizer step.
+        speedup: Of images per second over ``none`` in the same round; ``None`` if not measured.
+        verdict: ``baseline``, ``faster``, ``slower``, ``no difference shown``, ``undecided`` or
+            ``failed``.
+        samples_per_second: Geometric mean over the rounds.
+        seconds_per_step: The same, of an optimizer step.
+        data_wait_share: Of the time; mean, in [0, 1].
+        peak_process_memory_mib: Median over the rounds.
+        peak_device_memory_mib: The same; ``None`` on a CPU.
+        first_loss: Against what it should be; ``None`` if it could not be measured.
+        not_applied: What was asked for and not seen, a sentence each.
+        failure: Why it was not measured.
+    """
+
+    name: str
+    label: str
+    also: list[str]
+    techniques: list[str]
+    settings: dict[str, Any]
+    effective_batch_size: int
+    speedup: Ratio | None
+    verdict: str
+    samples_per_second: float | None
+    seconds_per_step: float | None
+    data_wait_share: float | None
+    peak_process_memory_mib: float | None
+    peak_device_memory_mib: float | None
+    first_loss: FirstLoss | None
+    not_applied: list[str]
+    failure: str | None
+
+    @property
+    def flagged(self) -> bool:
+        """Whether the first loss is not what it should be."""
+        return self.first_loss is not None and self.first_loss.flagged
+
+
+class Contribution(_Part):
+    """What one technique contributes.
+
+    Attributes:
+        technique: Its name.
+        detail: What exactly was turned on.
+        alone: Gain over ``none``; ``None`` if not measured.
+        with_others: Gain of ``all`` over all but it; ``None`` if it is not among "all".
+        interaction: `with_others` / `alone`: 1 if the techniques do not touch each other.
+    """
+
+    technique: str
+    detail: str
+    alone: Ratio | None
+    with_others: Ratio | None
+    interaction: Ratio | None
+
+
+class NotMeasured(_Part):
+    """A technique that cannot have an effect here, with the reason."""
+
+    technique: str
+    reason: str
+
+
+class Ablation(_Part):
+    """What each technique of a recipe contributes on one machine.
+
+    Attributes:
+        rounds: That were asked for.
+        finished_rounds: In which every configuration was measured.
+        steps: Optimizer steps of a window of ``none``; the others see as many images.
+        seconds: Wall time of everything.
+        rows: One of each configuration, ``none`` first.
+        contributions: One of each technique.
+        not_run: Techniques that cannot have an effect here.
+        verdict: The sentence on top.
+        findings: Further sentences: flags, interactions, failures.
+        notes: What a reader has to know.
+        windows: Everything that was measured.
+    """
+
+    schema_version: int = ABLATION_VERSION
+    created_at: str
+    recipe: Recipe
+    recipe_sha256: str
+    environment: Environment
+    rounds: int
+    finished_rounds: int
+    steps: int
+    seconds: float
+    verdict: str
+    findings: list[str]
+    notes: list[str]
+    rows: list[Row]
+    contributions: list[Contribution]
+    not_run: list[NotMeasured]
+    windows: list[Measured]
+
+    _folder: Path | None = PrivateAttr(None)
+
+    @property
+    def folder(self) -> Path | None:
+        """Where it is kept; ``None`` if it was not saved."""
+        return self._folder
+
+    @property
+    def flagged(self) -> list[Row]:
+        """Configurations whose first loss is not what it should be."""
+        return [row for row in self.rows if row.flagged]
+
+    def row(self, name: str) -> Row:
+        """Return a configuration by its name."""
+        return next(row for row in self.rows if row.name == name)
+
+
+def load_ablation(path: str | os.PathLike[str]) -> Ablation:
+    """Load an ablation.
+
+    Args:
+        path: ``ablation.json``, its folder, or ``ablations/<recipe name>``, which stands for its
+            newest.
+
+    Raises:
+        ResultError: If there is none, or it cannot be read.
+    """
+    place = local_path(path)
+    found = [place] if place.is_file() else [place / ABLATION_FILE]
+    if not found[0].is_file():
+        found = sorted(place.glob(f"*/{ABLATION_FILE}"))
+    if not found:
+        raise ResultError(f"{path} holds no {ABLATION_FILE}; make one with: hfbench ablate RECIPE")
+    file = found[-1]
+    try:
+        ablation = Ablation.model_validate(json.loads(file.read_text("utf-8")))
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        raise ResultError.from_problems(str(file), problems) from None
+    except (OSError, ValueError) as error:
+        raise ResultError(f"{file} cannot be read: {error}") from None
+    ablation._folder = file.parent
+    return ablation
