@@ -2,20 +2,75 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hfbench.cli_options import AsJson, show
+from hfbench.cli_options import AsJson, OutputDir, Overrides, show
 from hfbench.errors import ResultError
 
 if TYPE_CHECKING:
     from hfbench.comparison import Comparison
 
 studies = typer.Typer()
+
+
+@studies.command("suite")
+def suite_command(
+    recipes: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RECIPE... [NAME=VALUE]...",
+            help="Recipe files or names of shipped ones, and changes to all of them: "
+            "training_args.num_train_epochs=1",
+        ),
+    ],
+    repeats: Annotated[
+        int, typer.Option("--repeats", min=1, help="Runs of each recipe, each with its own seed.")
+    ] = 3,
+    seeds: Annotated[
+        str | None,
+        typer.Option(
+            "--seeds",
+            help="As 1,2,3, instead of the recipe's own seed, the next one, and so on.",
+        ),
+    ] = None,
+    output_dir: OutputDir = Path("runs"),
+    launcher: Annotated[
+        str,
+        typer.Option(
+            "--launcher", help='Starts each run: "accelerate launch --num_processes 2", "nice".'
+        ),
+    ] = "",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be run, and an estimate.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run recipes several times, baseline and candidate in turn, each run in its own process.
+
+    Finished runs of the same recipe, seed, machine and library versions count; what was stopped or
+    killed goes on with the same command. A failed run does not stop the others (exit code 1).
+    """
+    from hfbench.cli_suite import load_apart, parse_seeds, plan_json, run_and_show
+    from hfbench.schedule import plan_runs, repeat_recipes
+
+    chosen = parse_seeds(seeds) if seeds is not None else None
+    repeated = repeat_recipes(load_apart(recipes), repeats, chosen)
+    plan = plan_runs(repeated, output_dir, launcher)
+    if not dry_run:
+        raise typer.Exit(run_and_show(plan, as_json))
+    if as_json:
+        print(json.dumps(plan_json(plan), indent=2, ensure_ascii=False))
+        return
+    from hfbench.tables_suite import plan_table
+
+    show(plan_table(plan))
 
 
 @studies.command("compare")
@@ -98,3 +153,46 @@ def report_command(
 
     written = write_report(runs, output)
     print(f"Wrote {written[0]}, {written[1]} and {len(written) - 2} files of figures and data.")
+
+
+@studies.command("doctor")
+def doctor_command(
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            metavar="[RECIPE]",
+            help="A recipe file, or the name of a shipped one.",
+            show_default=True,
+        ),
+    ] = "quickstart_untuned",
+    overrides: Overrides = None,
+    seconds: Annotated[
+        float, typer.Option("--seconds", min=1, help="For measuring; loading comes on top.")
+    ] = 30,
+    as_json: AsJson = False,
+) -> None:
+    """Say in half a minute what limits a recipe on this machine, and which techniques can help.
+
+    Measures the loader alone, the model alone, and training; predicts what the whole run takes;
+    checks gradient accumulation where the recipe has it. Nothing is kept.
+    """
+    from hfbench.recipe import load_recipe
+
+    changes = overrides or []
+    if "=" in recipe and not Path(recipe).exists():  # an override without a recipe before it
+        recipe, changes = "quickstart_untuned", [recipe, *changes]
+    loaded = load_recipe(recipe, changes)
+    from hfbench.doctor import examine
+
+    def tell(what: str) -> None:
+        print(f"hfbench doctor: {what} …", file=sys.stderr)
+
+    # Trainer prints to stdout; with --json that belongs to the diagnosis alone.
+    with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+        found = examine(loaded, seconds, tell)
+    if as_json:
+        print(json.dumps(found.model_dump(mode="json"), indent=2, ensure_ascii=False))
+        return
+    from hfbench.tables_doctor import diagnosis_tables
+
+    show(diagnosis_tables(found))

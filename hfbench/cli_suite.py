@@ -1,0 +1,160 @@
+"""What ``hfbench suite`` does: load in a process apart, show what happens, print the outcome."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import signal
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hfbench.cli_options import show
+from hfbench.errors import RecipeError
+
+if TYPE_CHECKING:
+    from hfbench.progress import Progress
+    from hfbench.recipe import Recipe
+    from hfbench.schedule import Plan
+    from hfbench.suite import SuiteOutcome, Verdict
+
+_SEED_LIMIT = 2**32  # numpy's seeds are unsigned 32-bit integers
+
+
+def load_apart(words: Sequence[str]) -> list[Recipe]:
+    """Load and check recipes in a process that ends then, since it takes torch to check them.
+
+    Args:
+        words: Recipes, and overrides of all of them: what has a ``=`` and is no file.
+
+    Raises:
+        HfbenchError: With all problems of all recipes.
+    """
+    from hfbench.schedule import load_recipes
+
+    overrides = [word for word in words if "=" in word and not Path(word).is_file()]
+    names = [word for word in words if word not in overrides]
+    if not names:
+        raise RecipeError("There is no recipe to run; see the shipped ones: hfbench list --recipes")
+    with ProcessPoolExecutor(
+        1,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=signal.signal,
+        initargs=(signal.SIGINT, signal.SIG_IGN),
+    ) as pool:
+        return pool.submit(load_recipes, names, overrides).result()
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Read ``1,2,3``.
+
+    Raises:
+        RecipeError: If there is anything else in it.
+    """
+    words = [word.strip() for word in text.split(",")]
+    wrong = [word for word in words if not word.isdecimal() or int(word) >= _SEED_LIMIT]
+    if wrong or len(set(map(int, words))) < len(words):
+        raise RecipeError(
+            f"--seeds: found {text!r}, expected different whole numbers from 0 to "
+            f"{_SEED_LIMIT - 1}, as in 1,2,3."
+        )
+    return [int(word) for word in words]
+
+
+def run_and_show(plan: Plan, as_json: bool) -> int:
+    """Run a plan, show how it stands, and print what it reached.
+
+    Returns:
+        The exit code: 0 if all runs are finished, 1 if some failed.
+    """
+    from hfbench.suite import find_verdicts, run_plan
+    from hfbench.tables_suite import outcome_table, plan_table, say_total
+
+    live = _Live() if sys.stderr.isatty() and not as_json else None
+    if not as_json:
+        notes = any(run.notes or run.resumes for run in plan.todo)
+        show(plan_table(plan) if notes else say_total(plan))
+    shown: AbstractContextManager[Any] = live or nullcontext()
+    with shown:
+        outcome = run_plan(plan, live.update if live else _print_change)
+    verdicts = find_verdicts(outcome.runs)
+    if as_json:
+        print(json.dumps(outcome_json(outcome, verdicts), indent=2, ensure_ascii=False))
+    else:
+        show(outcome_table(outcome, verdicts))
+        for run in outcome.failed:
+            print(f"{run.name} failed; its output is in {run.log}")
+    return 1 if outcome.failed else 0
+
+
+class _Live:
+    """A table on the terminal that changes in place; without a thread of its own."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.live import Live
+
+        self._live = Live(console=Console(stderr=True), auto_refresh=False, transient=True)
+
+    def __enter__(self) -> _Live:
+        self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+
+    def update(self, progress: Progress) -> None:
+        from hfbench.tables_suite import progress_table
+
+        self._live.update(progress_table(progress), refresh=True)
+
+
+def _print_change(progress: Progress) -> None:
+    from hfbench.tables_suite import say_change
+
+    if progress.changed:
+        print(say_change(progress), file=sys.stderr, flush=True)
+
+
+def plan_json(plan: Plan) -> dict[str, Any]:
+    """Return a plan as ``--dry-run --json`` prints it."""
+    from hfbench.schedule import total_estimate
+
+    seconds, known = total_estimate(plan)
+    runs = [
+        {
+            "recipe": run.recipe.name,
+            "seed": run.seed,
+            "state": "finished" if run.result else "waiting",
+            "run_id": run.result.run_id if run.result else None,
+            "resumes": run.resumes.name if run.resumes else None,
+            "notes": list(run.notes),
+            "estimate_seconds": run.estimate_seconds,
+        }
+        for run in plan.runs
+    ]
+    return {"runs": runs, "estimate_seconds": seconds, "estimate_is_complete": known}
+
+
+def outcome_json(outcome: SuiteOutcome, verdicts: Sequence[Verdict]) -> dict[str, Any]:
+    """Return an outcome as ``--json`` prints it."""
+    from dataclasses import asdict
+
+    runs = [
+        {
+            "recipe": run.planned.recipe.name,
+            "seed": run.planned.seed,
+            "state": run.state,
+            "seconds": run.seconds,
+            "exit_code": run.exit_code,
+            "reason": run.reason,
+            "log": str(run.log) if run.log else None,
+            "result": run.result and run.result.model_dump(mode="json", by_alias=True),
+        }
+        for run in outcome.runs
+    ]
+    comparisons = [asdict(verdict) for verdict in verdicts]
+    return {"runs": runs, "seconds": outcome.seconds, "comparisons": comparisons}
