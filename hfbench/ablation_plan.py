@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from hfbench.recipe import Recipe
+from hfbench.errors import RecipeError
+from hfbench.recipe import Recipe, check_recipe
 from hfbench.techniques import (
     MIXED_PRECISION,
     PINNED_MEMORY,
@@ -146,3 +147,30 @@ def _choose_all(recipe: Recipe, uses: list[Use]) -> tuple[list[Use], list[str]]:
         if of_recipe
         else f'{said}"all" is {", ".join(use.name for use in three)}.'
     ]
+
+
+def full_recipes(plan: Plan) -> list[Recipe]:
+    """Return a recipe of each configuration, to be run from beginning to end.
+
+    They are called ``<recipe>.<configuration>``, and their baseline is ``<recipe>.none``.
+
+    Raises:
+        RecipeError: If a name would be too long.
+    """
+    recipes, problems = [], []
+    baseline = f"{plan.recipe.name}.{NONE}"
+    for item in plan.configurations:
+        content = item.recipe.as_json() | {
+            "name": f"{plan.recipe.name}.{item.name}",
+            "description": f"{plan.recipe.name} with these techniques: "
+            f"{', '.join(item.techniques) or 'none'}.",
+            "variant": "untuned" if item.name == NONE else "tuned",
+            "baseline": None if item.name == NONE else baseline,
+        }
+        content["training_args"]["push_to_hub"] = False
+        recipe, found = check_recipe(content)
+        problems += found
+        recipes += [recipe] if recipe else []
+    if problems:
+        raise RecipeError.from_problems(plan.recipe.name, list(dict.fromkeys(problems)))
+    return recipes

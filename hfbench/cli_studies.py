@@ -196,3 +196,64 @@ def doctor_command(
     from hfbench.tables_doctor import diagnosis_tables
 
     show(diagnosis_tables(found))
+
+
+@studies.command("ablate")
+def ablate_command(
+    recipe: Annotated[
+        str,
+        typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped one."),
+    ],
+    overrides: Overrides = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            "--steps",
+            min=1,
+            help="Optimizer steps of a window, warm-up not counted.  [default: enough for 2 s]",
+            show_default=False,
+        ),
+    ] = None,
+    rounds: Annotated[
+        int | None,
+        typer.Option(
+            "--rounds",
+            min=1,
+            help="Windows of each configuration, in turn with the others.  [default: 5]",
+            show_default=False,
+        ),
+    ] = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="Whole runs, with accuracy, instead of short windows.")
+    ] = False,
+    repeats: Annotated[
+        int | None,
+        typer.Option(
+            "--repeats",
+            min=1,
+            help="With --full: runs of each configuration, each with its own seed.  [default: 3]",
+            show_default=False,
+        ),
+    ] = None,
+    output_dir: OutputDir = Path("runs"),
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the configurations, and measure nothing.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Measure what each technique contributes: none, each alone, all but each, and all.
+
+    Checks too that none of them changes the first loss by more than rounding can. Short windows go
+    into OUTPUT_DIR/ablations/<recipe name>, whole runs into OUTPUT_DIR/<recipe name>.<techniques>.
+    """
+    from hfbench.cli_ablate import check_options, measure_and_show, run_full, show_plan
+    from hfbench.recipe import load_recipe
+
+    check_options(full, steps, rounds, repeats)
+    loaded = load_recipe(recipe, overrides or [])
+    if full:
+        raise typer.Exit(run_full(loaded, output_dir, repeats, dry_run, as_json))
+    if dry_run:
+        show_plan(loaded, as_json)
+    else:
+        measure_and_show(loaded, output_dir, steps, rounds, as_json)

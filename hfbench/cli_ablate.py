@@ -1,0 +1,123 @@
+"""What ``hfbench ablate`` does: show the plan and how it stands, measure, print the outcome."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hfbench.cli_options import show
+from hfbench.errors import RecipeError
+
+if TYPE_CHECKING:
+    from hfbench.recipe import Recipe
+
+
+def check_options(full: bool, steps: int | None, rounds: int | None, repeats: int | None) -> None:
+    """Refuse options that belong to the other way of measuring.
+
+    Raises:
+        RecipeError: With all of them.
+    """
+    given = {"--steps": steps, "--rounds": rounds} if full else {"--repeats": repeats}
+    other = "short windows; leave out --full" if full else "full runs; add --full"
+    problems = [f"{name}: is for {other}." for name, value in given.items() if value is not None]
+    if problems:
+        raise RecipeError("\n".join(problems))
+
+
+def show_plan(recipe: Recipe, as_json: bool) -> None:
+    """Print what would be measured."""
+    from hfbench.ablation_plan import plan_ablation
+    from hfbench.tables_ablation import plan_table
+
+    plan = plan_ablation(recipe)
+    if not as_json:
+        show(plan_table(plan))
+        return
+    configurations = [
+        {
+            "name": item.name,
+            "also": item.also,
+            "techniques": item.techniques,
+            "recipe": item.recipe.as_json(),
+        }
+        for item in plan.configurations
+    ]
+    not_run = [{"technique": item.technique, "reason": item.reason} for item in plan.not_run]
+    content = {"configurations": configurations, "not_run": not_run, "notes": plan.notes}
+    print(json.dumps(content, indent=2, ensure_ascii=False))
+
+
+def measure_and_show(
+    recipe: Recipe, output_dir: Path, steps: int | None, rounds: int | None, as_json: bool
+) -> None:
+    """Measure short windows, and print what they say."""
+    from hfbench.ablation import ROUNDS, Observer, ablate
+    from hfbench.ablation_plan import Configuration, Plan
+    from hfbench.parity import FirstLoss
+    from hfbench.tables import duration
+    from hfbench.tables_ablation import ablation_tables, plan_table
+    from hfbench.windows import Window
+
+    class Tell(Observer):
+        def planned(self, plan: Plan, steps: int, rounds: int, seconds: float) -> None:
+            self.total, self.done = rounds * len(plan.configurations), 0
+            if not as_json:
+                show(plan_table(plan))
+            print(
+                f"{rounds} rounds of {len(plan.configurations)} windows of {steps} steps: about "
+                f"{duration(round(seconds))}. Ctrl-C keeps what was measured.",
+                file=sys.stderr,
+            )
+
+        def checked(self, configuration: Configuration, first_loss: FirstLoss | None) -> None:
+            if first_loss is not None and first_loss.problem:
+                print(f"{configuration.label}: {first_loss.problem}", file=sys.stderr)
+
+        def measured(self, configuration: Configuration, round_number: int, window: Window) -> None:
+            self.done += 1
+            print(
+                f"[{self.done}/{self.total}] round {round_number}: {configuration.label}: "
+                f"{window.samples_per_second:.1f} images/s",
+                file=sys.stderr,
+            )
+
+    # Libraries print to stdout; with --json that belongs to the ablation alone.
+    with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+        found = ablate(recipe, output_dir, steps=steps, rounds=rounds or ROUNDS, observer=Tell())
+    if as_json:
+        content = found.model_dump(mode="json", by_alias=True)
+        print(json.dumps(content, indent=2, ensure_ascii=False))
+        return
+    show(ablation_tables(found))
+    print(f"Everything is in {found.folder}")
+
+
+def run_full(
+    recipe: Recipe, output_dir: Path, repeats: int | None, dry_run: bool, as_json: bool
+) -> int:
+    """Run every configuration from beginning to end, and compare each with none.
+
+    Returns:
+        The exit code: 1 if a run failed.
+    """
+    from hfbench.ablation_plan import full_recipes, plan_ablation
+    from hfbench.cli_suite import plan_json, run_and_show
+    from hfbench.schedule import plan_runs, repeat_recipes
+    from hfbench.tables_ablation import plan_table
+    from hfbench.tables_suite import plan_table as runs_table
+
+    plan = plan_ablation(recipe)
+    runs = plan_runs(repeat_recipes(full_recipes(plan), repeats or 3), output_dir)
+    if not as_json:
+        show(plan_table(plan))
+    if not dry_run:
+        return run_and_show(runs, as_json)
+    if as_json:
+        print(json.dumps(plan_json(runs), indent=2, ensure_ascii=False))
+    else:
+        show(runs_table(runs))
+    return 0
