@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import time
 from typing import Any
 
 import pytest
@@ -281,6 +282,30 @@ def test_gpu_is_stamped_by_timed_events(monkeypatch: pytest.MonkeyPatch) -> None
     stamps_of(torch.device("cuda", 0))()
 
     assert asked == [True]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_events_of_a_real_gpu_add_up_to_the_time_of_the_host() -> None:
+    device, timeline = torch.device("cuda"), Timeline()
+    factor = torch.rand(2048, 2048, device=device)
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    timeline.start("start", stamps_of(device))
+    for _ in range(50):
+        timeline.enter("data_wait")
+        time.sleep(0.002)
+        timeline.enter("forward")
+        for _ in range(10):
+            torch.mm(factor, factor)
+        timeline.enter("overhead")
+        timeline.settle()
+    torch.cuda.synchronize()
+    seconds = time.perf_counter() - start
+    timeline.stop()
+
+    assert timeline.seconds["forward"] > 0
+    assert sum(timeline.seconds.values()) == pytest.approx(seconds, rel=0.02)
 
 
 # The copy of a batch
