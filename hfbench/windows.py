@@ -38,6 +38,7 @@ from hfbench.inputs import assemble, load_inputs
 from hfbench.recipe import Recipe
 from hfbench.result import Switch
 from hfbench.switches import observe_switches
+from hfbench.timeline import PHASES, stamps_of
 from hfbench.training import BenchTrainer, build_training_arguments
 
 # What belongs to a run, not to its steps.
@@ -63,6 +64,7 @@ class Window(BaseModel):
         samples: Images of the measured steps.
         seconds: Wall time of the measured steps.
         data_wait_seconds: The part of it in which batches were waited for.
+        phase_seconds: All of it, by `timeline.PHASES`; on a GPU as its own stream of work has them.
         first_loss: Training loss of the first optimizer step, before any update: the mean over its
             images; ``None`` if it is not finite.
         peak_process_memory_mib: Resident memory of this process, from model to last step.
@@ -77,6 +79,7 @@ class Window(BaseModel):
     samples: int
     seconds: float
     data_wait_seconds: float
+    phase_seconds: dict[str, float]
     first_loss: float | None
     peak_process_memory_mib: float
     peak_device_memory_mib: float | None
@@ -136,6 +139,8 @@ class Bench:
         recipe = without_files(recipe or self.recipe)
         timer = _Timer(warmup_steps, warmup_steps + steps)
         trainer, args = self._build(recipe, timer.last_step, timer)
+        timeline = trainer.clock.timeline
+        timeline.start("start", stamps_of(args.device))
         try:
             with torch.enable_grad():
                 trainer.train()
@@ -143,6 +148,7 @@ class Bench:
             switches = observe_switches(recipe, trainer)
         finally:
             trainer.close_loaders()
+            timeline.stop()
         start, end = timer.borders
         return Window(
             steps=steps,
@@ -150,6 +156,9 @@ class Bench:
             samples=steps * args.per_device_train_batch_size * args.gradient_accumulation_steps,
             seconds=end.seconds - start.seconds,
             data_wait_seconds=end.data_wait_seconds - start.data_wait_seconds,
+            phase_seconds={
+                phase: end.phase_seconds[phase] - start.phase_seconds[phase] for phase in PHASES
+            },
             first_loss=timer.first_loss,
             peak_process_memory_mib=memory.peak_process_memory_mib,
             peak_device_memory_mib=memory.peak_device_memory_mib,
@@ -227,6 +236,7 @@ class _Border:
     def __init__(self, trainer: BenchTrainer) -> None:
         synchronize(trainer.args.device)
         self.seconds = time.perf_counter()
+        self.phase_seconds = trainer.clock.timeline.read()
         self.data_wait_seconds = trainer.clock.times.data_wait_seconds
 
 
