@@ -170,7 +170,7 @@ def _compile(evidence: Evidence) -> Advice:
     return _say(
         technique,
         "perhaps" if bound >= _SHOWN else "no",
-        bound,
+        None if bound >= _SHOWN else bound,  # it never saves all of what it acts on
         f"It acts on forward and backward pass, {_share(acts_on, step)} of a step; how much of "
         "that it saves was not measured (hfbench ablate does), and compiling takes a minute or "
         "two.",

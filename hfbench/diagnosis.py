@@ -43,14 +43,14 @@ class Step(_Part):
 
     Attributes:
         batch_seconds: Measured in training.
-        loader_seconds: Of it, how long training waits for the loader.
+        loader_seconds: Of it, waiting for the loader; on a GPU, how long it stands still meanwhile.
         copy_seconds: Of it, host to device; 0 on a CPU.
-        model_seconds: Of it, forward, backward and optimizer.
-        rest_seconds: What is left: Trainer's own work, and parts that hinder each other.
+        model_seconds: Of it, forward, backward and optimizer, and preparing on the device.
+        rest_seconds: What is left: Trainer's own work.
         optimizer_seconds: The part of `model_seconds` that the optimizer takes, with gradient
             clipping, shared among the batches of one optimizer step.
-        preprocessing_seconds: The part of `loader_seconds` that augmenting, resizing and
-            normalising take; 0 where the device does that.
+        preprocessing_seconds: Augmenting, resizing and normalising: a part of `model_seconds` on
+            the device; on the host, measured alone, the loader's work.
         epoch_start_seconds: Once an epoch, until the loader has its first batch, less one batch.
     """
 

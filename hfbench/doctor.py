@@ -90,7 +90,6 @@ def _examine(examination: _Examination, start: float) -> Diagnosis:
     recipe, bench, k = examination.recipe, examination.bench, examination.accumulation
     seconds_per_image = _fit_batch_to_time(examination)
     measured = int(bench.recipe.argument("per_device_train_batch_size"))
-    on_cpu = bench.device.type == "cpu"
     examination.tell("building trainers")
     sides = Sides(bench, bench.recipe, examination.folder)
     use = next(use for use in find_uses(bench.recipe) if use.technique is MIXED_PRECISION)
@@ -99,9 +98,7 @@ def _examine(examination: _Examination, start: float) -> Diagnosis:
         slices = measure_slices(
             bench, sides, other, examination.seconds * _ROUNDS_SHARE, examination.tell
         )
-        step = divide_step(
-            slices, k, on_cpu=on_cpu, pinned=bool(recipe.argument("dataloader_pin_memory"))
-        )
+        step = divide_step(slices, on_device=recipe.preprocessing.location == "device")
         examination.tell("an evaluation and a checkpoint")
         forecast = _predict(examination, sides, slices, step)
     finally:

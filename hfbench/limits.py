@@ -63,7 +63,11 @@ def say_verdict(
 
 def _say_techniques(advice: list[Advice]) -> str:
     has = [item for item in advice if item.in_recipe and item.helps == "yes"]
-    could = [item for item in advice if not item.in_recipe and item.helps != "no"]
+    could = [
+        item
+        for item in advice
+        if not item.in_recipe and item.helps != "no" and _gain(item) is not None
+    ]
     sentences = []
     if has:
         gains = [f"{item.technique} gains {_gain(item)}" for item in has]
@@ -75,11 +79,14 @@ def _say_techniques(advice: list[Advice]) -> str:
     elif could:
         gains = [f"{item.technique} at most {_gain(item)}" for item in could]
         sentences.append(f"It could gain by {', by '.join(gains)}.")
+    elif any(item.helps == "perhaps" for item in advice):
+        tried = [item.technique for item in advice if item.helps == "perhaps"]
+        sentences.append(f"What might help was not tried: {' and '.join(tried)}.")
     else:
         sentences.append("No other technique can make it noticeably faster here.")
     return " ".join(sentences)
 
 
-def _gain(item: Advice) -> str:
+def _gain(item: Advice) -> str | None:
     gain = item.speedup_measured or item.speedup_at_most
-    return f"{gain:.2f}×" if gain else "what hfbench ablate would show"
+    return f"{gain:.2f}×" if gain else None

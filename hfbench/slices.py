@@ -26,7 +26,7 @@ class Slices:
 
     Attributes:
         training: In training, as a whole.
-        data_wait: In training, waiting for the loader.
+        phases: Of training, by `timeline.PHASES`: shares of the window.
         epoch_start: Until a loader gives its first batch.
         other_model: The model in the other precision; empty if that could not be run.
         optimizer: One optimizer step, not shared among batches.
@@ -34,7 +34,7 @@ class Slices:
     """
 
     training: list[float] = field(default_factory=list)
-    data_wait: list[float] = field(default_factory=list)
+    phases: list[dict[str, float]] = field(default_factory=list)
     loader: list[float] = field(default_factory=list)
     epoch_start: list[float] = field(default_factory=list)
     preprocessing: list[float] = field(default_factory=list)
@@ -76,7 +76,9 @@ def measure_slices(
         tell(f"round {number}: training, loader, model")
         window = bench.measure_window(steps, _WARMUP_STEPS)
         found.training.append(window.seconds / steps / k)
-        found.data_wait.append(window.data_wait_seconds / steps / k)
+        found.phases.append(
+            {phase: part / window.seconds for phase, part in window.phase_seconds.items()}
+        )
         _measure_parts(sides, found, batches, updates)
         if other is not None:
             other.time_model(1)
@@ -100,33 +102,30 @@ def _measure_parts(sides: Sides, found: Slices, batches: int, updates: int) -> N
         found.pinned_copy.append(sides.time_copy(10, pinned=True))
 
 
-def divide_step(slices: Slices, accumulation: int, *, on_cpu: bool, pinned: bool) -> Step:
-    """Divide the time of a batch among loader, copy, model and the rest.
+def divide_step(slices: Slices, *, on_device: bool) -> Step:
+    """Divide the time of a batch in training among loader, copy, model and the rest.
 
     Args:
         slices: Measured.
-        accumulation: Batches of one optimizer step.
-        on_cpu: Then waiting for the loader is exactly what training loses to it. A GPU still works
-            while its host waits, so that there only the time counts that copy and model leave.
-        pinned: Whether batches are copied from pinned memory.
+        on_device: Whether batches are prepared where the model is.
     """
-    batch, wait, model = median(slices.training), median(slices.data_wait), median(slices.model)
-    copies = slices.pinned_copy if pinned and slices.pinned_copy else slices.pageable_copy
-    if on_cpu:
-        copy, loader = 0.0, min(wait, batch)
-        model = min(model, batch - loader)
-    else:
-        model = min(model, batch)
-        copy = min(median(copies), batch - model)
-        loader = min(wait, batch - model - copy)
+    batch = median(slices.training)
+
+    def seconds(*phases: str) -> float:
+        return batch * median(sum(shares[phase] for phase in phases) for shares in slices.phases)
+
+    loader, copy = seconds("data_wait"), seconds("copy")
+    model = min(seconds("preprocessing", "forward", "backward", "optimizer"), batch - loader - copy)
     return Step(
         batch_seconds=batch,
         loader_seconds=loader,
         copy_seconds=copy,
         model_seconds=model,
-        rest_seconds=max(batch - loader - copy - model, 0.0),
-        optimizer_seconds=min(median(slices.optimizer) / accumulation, model),
-        preprocessing_seconds=median(slices.preprocessing),
+        rest_seconds=batch - loader - copy - model,
+        optimizer_seconds=min(seconds("optimizer"), model),
+        preprocessing_seconds=seconds("preprocessing")
+        if on_device
+        else median(slices.preprocessing),
         epoch_start_seconds=median(slices.epoch_start),
     )
 

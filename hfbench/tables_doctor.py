@@ -72,6 +72,8 @@ def _techniques(found: Diagnosis) -> Table:
             gain = f"{item.speedup_measured:.2f}×"
         elif item.speedup_at_most is not None and item.helps != "no":
             gain = f"≤ {item.speedup_at_most:.2f}×"
+        elif item.helps == "perhaps":
+            gain = "not tried"
         on = "yes" if item.in_recipe else "no"
         table.add_row(item.technique, on, item.helps, gain, item.sentence)
     return table
