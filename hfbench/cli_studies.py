@@ -57,11 +57,11 @@ def suite_command(
     Finished runs of the same recipe, seed, machine and library versions count; what was stopped or
     killed goes on with the same command. A failed run does not stop the others (exit code 1).
     """
-    from hfbench.cli_suite import load_apart, parse_seeds, plan_json, run_and_show
+    from hfbench.cli_suite import load_apart, parse_seeds, plan_json, run_and_show, split_words
     from hfbench.schedule import plan_runs, repeat_recipes
 
     chosen = parse_seeds(seeds) if seeds is not None else None
-    repeated = repeat_recipes(load_apart(recipes), repeats, chosen)
+    repeated = repeat_recipes(load_apart(*split_words(recipes)), repeats, chosen)
     plan = plan_runs(repeated, output_dir, launcher)
     if not dry_run:
         raise typer.Exit(run_and_show(plan, as_json))

@@ -7,13 +7,13 @@ import multiprocessing
 import signal
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfbench.cli_options import show
-from hfbench.errors import RecipeError
+from hfbench.errors import DeviceError, HfbenchError, RecipeError
 
 if TYPE_CHECKING:
     from hfbench.progress import Progress
@@ -24,28 +24,49 @@ if TYPE_CHECKING:
 _SEED_LIMIT = 2**32  # numpy's seeds are unsigned 32-bit integers
 
 
-def load_apart(words: Sequence[str]) -> list[Recipe]:
-    """Load and check recipes in a process that ends then, since it takes torch to check them.
-
-    Args:
-        words: Recipes, and overrides of all of them: what has a ``=`` and is no file.
+def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Tell recipes from overrides: what has a ``=`` and is no file.
 
     Raises:
-        HfbenchError: With all problems of all recipes.
+        RecipeError: If there is no recipe.
     """
-    from hfbench.schedule import load_recipes
-
     overrides = [word for word in words if "=" in word and not Path(word).is_file()]
     names = [word for word in words if word not in overrides]
     if not names:
         raise RecipeError("There is no recipe to run; see the shipped ones: hfbench list --recipes")
-    with ProcessPoolExecutor(
-        1,
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=signal.signal,
-        initargs=(signal.SIGINT, signal.SIG_IGN),
-    ) as pool:
-        return pool.submit(load_recipes, names, overrides).result()
+    return names, overrides
+
+
+def load_apart(names: Sequence[str], overrides: Sequence[str]) -> list[Recipe]:
+    """Load and check recipes in a process that ends then, since it takes torch to check them.
+
+    Raises:
+        HfbenchError: With all problems of all recipes.
+    """
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_send_recipes, args=(sender, names, overrides))
+    process.start()
+    sender.close()  # so that receiving fails if the process dies
+    try:
+        found: list[Recipe] | HfbenchError = receiver.recv()
+    except EOFError:
+        raise DeviceError("The process that checks the recipes has died; see above.") from None
+    finally:
+        process.join()
+    if isinstance(found, HfbenchError):
+        raise found
+    return found
+
+
+def _send_recipes(sender: Connection, names: Sequence[str], overrides: Sequence[str]) -> None:
+    from hfbench.schedule import load_recipes
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the suite's to answer
+    try:
+        sender.send(load_recipes(names, overrides))
+    except HfbenchError as error:
+        sender.send(error)
 
 
 def parse_seeds(text: str) -> list[int]:

@@ -86,43 +86,54 @@ class Progress:
     stopping: bool = False
 
 
-def read_progress(folder: Path, recipe: Recipe) -> RunProgress | None:
-    """Read how far an unfinished run is.
+class LogReader:
+    """Follows the log of a run that another process writes; reads each line once."""
 
-    Args:
-        folder: Of the run.
-        recipe: Says when it ends.
+    def __init__(self, folder: Path, recipe: Recipe) -> None:
+        """Begin at the log's first line.
 
-    Returns:
-        ``None`` before this session has logged anything.
-    """
-    try:
-        text = (folder / LOG_FILE).read_text("utf-8")
-        entries = [json.loads(line) for line in text.splitlines(keepends=True) if line[-1] == "\n"]
-    except (OSError, ValueError):
-        return None
-    if not entries or not entries[-1]["step"]:
-        return None
-    last, steps = entries[-1], _count_steps(entries[-1], recipe)
-    begun = _session_start(entries)
-    made = last["step"] - begun
-    if made <= 0 or not steps:
-        return None
-    left = max(steps - last["step"], 0) * last["seconds"] / made
-    return RunProgress(last["step"], steps, left)
+        Args:
+            folder: Of the run.
+            recipe: Says when the run ends.
+        """
+        self._path = folder / LOG_FILE
+        self._recipe = recipe
+        self._forget()
 
+    def _forget(self) -> None:
+        self._position = 0
+        self._last: dict[str, Any] = {"step": 0, "seconds": 0.0, "epoch": 0.0}
+        self._begun = 0  # step that this session began at
 
-def _count_steps(entry: dict[str, Any], recipe: Recipe) -> int:
-    most = recipe.training_args.get("max_steps", -1)
-    if most > 0:
-        return int(most)
-    epochs = recipe.training_args.get("num_train_epochs", _DEFAULT_EPOCHS)
-    return round(epochs * entry["step"] / entry["epoch"]) if entry["epoch"] else 0
+    def read(self) -> RunProgress | None:
+        """Return how far the run is; ``None`` before this session has logged a step."""
+        try:
+            if self._path.stat().st_size < self._position:  # a resumed run drops its last lines
+                self._forget()
+            with self._path.open("rb") as file:
+                file.seek(self._position)
+                for line in file:
+                    if line.endswith(b"\n"):
+                        self._position += len(line)
+                        self._take(json.loads(line))
+        except (OSError, ValueError, KeyError):
+            return None
+        steps, made = self._count_steps(), self._last["step"] - self._begun
+        if made <= 0 or steps <= 0:
+            return None
+        left = max(steps - self._last["step"], 0) * self._last["seconds"] / made
+        return RunProgress(self._last["step"], steps, left)
 
+    def _take(self, entry: dict[str, Any]) -> None:
+        if entry["seconds"] < self._last["seconds"]:  # a new session's clock begins anew
+            self._begun = self._last["step"]
+        self._last = entry
 
-def _session_start(entries: list[dict[str, Any]]) -> int:
-    """Return the step that this session began at: before the seconds last began anew."""
-    for earlier, later in zip(entries[-2::-1], entries[:0:-1], strict=True):
-        if later["seconds"] < earlier["seconds"]:
-            return int(earlier["step"])
-    return 0
+    def _count_steps(self) -> int:
+        arguments = self._recipe.training_args
+        most = arguments.get("max_steps", -1)
+        if most > 0:
+            return int(most)
+        epochs = arguments.get("num_train_epochs", _DEFAULT_EPOCHS)
+        made = self._last["epoch"]
+        return round(epochs * self._last["step"] / made) if made else 0

@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from hfbench.errors import Interrupted, ResultError
 from hfbench.folders import Matches, is_held, match_runs
 from hfbench.launching import RunProcess, StopRequests, last_lines, say_ending
-from hfbench.progress import Progress, RunProgress, SuiteRun, read_progress
+from hfbench.progress import LogReader, Progress, SuiteRun
 from hfbench.recipe import Recipe
 from hfbench.result import Result, find_runs, write_json
 from hfbench.schedule import (
@@ -180,6 +180,7 @@ class _Suite:
     def _watch(self, run: SuiteRun, process: RunProcess) -> int:
         """Wait for the end of a run's process, look at how far it is, pass on Ctrl-C."""
         passed_on, looked = 0, time.monotonic()
+        log: LogReader | None = None
         while (code := process.poll()) is None:
             if self._stop.asked > passed_on:
                 passed_on += 1
@@ -187,7 +188,8 @@ class _Suite:
                 self._tell(run)
             if time.monotonic() - looked > _LOOK_SECONDS:
                 looked, run.seconds = time.monotonic(), process.seconds
-                run.progress = self._progress(run)
+                log = log or self._find_log(run)
+                run.progress = log.read() if log else None
                 self._tell(None)
             time.sleep(_POLL_SECONDS)
         return code
@@ -207,9 +209,9 @@ class _Suite:
         planned = run.planned
         return match_runs(planned.recipe, runs, planned.environment, self.plan.world_size)
 
-    def _progress(self, run: SuiteRun) -> RunProgress | None:
+    def _find_log(self, run: SuiteRun) -> LogReader | None:
         unfinished = self._match(run).unfinished
-        return read_progress(unfinished[-1], run.planned.recipe) if unfinished else None
+        return LogReader(unfinished[-1], run.planned.recipe) if unfinished else None
 
     def _finish(self, run: SuiteRun, result: Result) -> None:
         run.state, run.result, run.waits_for = "finished", result, None
@@ -219,11 +221,8 @@ class _Suite:
         run.state, run.exit_code = "failed", code
         run.reason = last_lines(process.output())
         if code == 0:  # a launcher that starts something else, or whose runs see another machine
-            others = [f"it ran with {other}" for other in matches.elsewhere if other.finished]
-            run.reason = [
-                f"It left no result of this environment{': ' if others else '.'}",
-                *others,
-            ]
+            others = [f"There is one with {other}." for other in matches.elsewhere]
+            run.reason = ["It ended without a result that counts here.", *others[-1:]]
         with process.log.open("a", encoding="utf-8") as log:
             log.write(f"\nhfbench suite: {say_ending(code)} after {process.seconds:.1f} s\n")
         self._tell(run)

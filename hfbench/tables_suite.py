@@ -40,12 +40,13 @@ def say_total(plan: Plan) -> str:
     if not todo:
         return f"All {all_runs} runs are finished."
     seconds, known = total_estimate(plan)
-    said = f"{todo} of {all_runs} runs to do, each by {plan.world_size} process(es)"
+    each = f", each in {plan.world_size} processes" if plan.world_size > 1 else ""
+    said = f"{todo} of {all_runs} runs to do{each}"
     if known:
         return f"{said}: about {duration(seconds)}."
     if seconds:
         return f"{said}: at least {duration(seconds)}; not all recipes have run here yet."
-    return f"{said}: how long is unknown, since no recipe of them has run here yet."
+    return f"{said}: how long is unknown, since none of these recipes has run here yet."
 
 
 def _say_planned(run: PlannedRun) -> str:
