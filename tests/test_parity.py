@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,14 @@ from hfbench.windows import Bench, with_arguments
 from tests.builders import TIMM, TIMM_VIT, tiny_recipe, vit_config, write_model
 
 SPLIT = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_collections() -> Iterator[None]:
+    """Leave imports out of garbage collections, of which there are two a window, 0.4 s each."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 def effnet(folder: Path) -> Path:

@@ -1,0 +1,440 @@
+"""An ablation measures what it plans, interleaved, and says what its windows allow."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from hfbench import training
+from hfbench.ablation import Observer, ablate, choose_steps, steps_of, warmup_steps_of
+from hfbench.ablation_analysis import attribute, describe_rows, ratio_of, say_findings, say_verdict
+from hfbench.ablation_plan import Configuration, Plan, full_recipes, plan_ablation
+from hfbench.ablation_result import Ablation, Measured, load_ablation
+from hfbench.errors import DeviceError, Interrupted, RecipeError, ResultError
+from hfbench.parity import FirstLoss
+from hfbench.recipe import Recipe
+from hfbench.result import Switch, find_runs
+from hfbench.windows import Window, with_arguments
+from tests.builders import make_recipe, tiny_recipe
+
+TUNED = {"bf16": True, "gradient_accumulation_steps": 2}
+
+
+def names(recipe: Recipe) -> list[str]:
+    """Return the configurations of a recipe."""
+    return [item.name for item in plan_ablation(recipe).configurations]
+
+
+def test_untuned_recipe_is_measured_with_the_basic_techniques_and_says_so() -> None:
+    plan = plan_ablation(tiny_recipe())
+    assert names(tiny_recipe()) == [
+        "none",
+        "mixed-precision",
+        "accumulation-same-batch",
+        "accumulation-larger-batch",
+        "all",
+    ]
+    assert plan.find("all").techniques == ("mixed precision", "accumulation, larger batch")
+    assert plan.notes == [
+        "tiny has none of the three basic techniques; here "
+        '"all" is mixed precision, accumulation, larger batch.'
+    ]
+    (idle,) = plan.not_run
+    assert idle.technique == "pinned memory"
+    assert "nothing is copied" in idle.reason
+
+
+def test_none_is_the_recipe_without_its_techniques_and_all_is_the_recipe() -> None:
+    recipe = tiny_recipe(preprocessing={"location": "device"}, optim="adamw_torch_fused", **TUNED)
+    plan = plan_ablation(recipe)
+    none, everything = plan.find("none").recipe, plan.find("all").recipe
+    assert none.preprocessing.location == "host"
+    found = [none.training_args[name] for name in ("bf16", "gradient_accumulation_steps", "optim")]
+    assert found == [False, 1, "adamw_torch"]
+    for name in ("bf16", "gradient_accumulation_steps", "optim", "learning_rate"):
+        assert everything.training_args[name] == recipe.training_args[name]
+    assert everything.preprocessing.location == "device"
+    assert plan.notes == []
+
+
+def test_all_but_one_lacks_that_one_alone() -> None:
+    plan = plan_ablation(tiny_recipe(preprocessing={"location": "device"}, **TUNED))
+    assert set(plan.find("all").techniques) == {
+        "mixed precision",
+        "accumulation, larger batch",
+        "device preprocessing",
+    }
+    for item in plan.attributions:
+        assert plan.find(item.alone).techniques == (item.technique,)
+        if item.technique == "accumulation, same batch":
+            assert item.all_but is None  # it excludes the one that enlarges the batch
+            continue
+        assert item.all_but is not None
+        left = set(plan.find(item.all_but).techniques)
+        assert left == set(plan.find("all").techniques) - {item.technique}
+
+
+def test_configurations_that_come_to_the_same_are_measured_once() -> None:
+    plan = plan_ablation(tiny_recipe(**TUNED))
+    assert plan.find("mixed-precision").also == ("all but accumulation, larger batch",)
+    assert len({item.recipe.digest() for item in plan.configurations}) == 5
+    one = plan_ablation(tiny_recipe(bf16=True))
+    assert one.find("mixed-precision").also == ("all",)
+    assert one.find("none").also == ("all but mixed precision",)
+
+
+def test_recipes_of_full_runs_are_valid_and_name_their_baseline() -> None:
+    recipes = full_recipes(plan_ablation(tiny_recipe(**TUNED)))
+    assert [recipe.name for recipe in recipes][:2] == ["tiny.none", "tiny.mixed-precision"]
+    assert [recipe.baseline for recipe in recipes] == [None, *["tiny.none"] * 4]
+    assert len({recipe.digest() for recipe in recipes}) == 5
+    with pytest.raises(RecipeError, match="at most 96"):
+        full_recipes(plan_ablation(make_recipe(name="x" * 90)))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "steps"),
+    [
+        (0.001, 2000),  # 2 s
+        (0.05, 40),
+        (1.0, 10),  # at least ten
+        (4.0, 5),  # at most 20 s
+        (60.0, 3),  # but three
+    ],
+)
+def test_windows_are_long_enough_and_not_too_long(seconds: float, steps: int) -> None:
+    assert choose_steps(seconds) == steps
+
+
+def test_windows_of_all_configurations_see_as_many_images() -> None:
+    none = tiny_recipe()
+    assert steps_of(none, none, 10) == 10
+    assert steps_of(with_arguments(none, gradient_accumulation_steps=4), none, 10) == 3
+    split = with_arguments(none, gradient_accumulation_steps=2, per_device_train_batch_size=4)
+    assert steps_of(split, none, 10) == 10
+    assert warmup_steps_of(tiny_recipe(torch_compile_mode="default")) > warmup_steps_of(none) >= 2
+
+
+def window(samples_per_second: float, **changes: Any) -> Window:
+    """Return a window of 100 images."""
+    values: dict[str, Any] = {
+        "steps": 10,
+        "warmup_steps": 2,
+        "samples": 100,
+        "seconds": 100 / samples_per_second,
+        "data_wait_seconds": 10 / samples_per_second,
+        "first_loss": 2.3,
+        "peak_process_memory_mib": 1000.0,
+        "peak_device_memory_mib": None,
+        "phase_seconds": {},
+        "switches": {"precision": Switch(requested="fp32", applied="fp32")},
+    }
+    return Window(**(values | changes))
+
+
+def measure(*rounds: dict[str, float]) -> list[Measured]:
+    """Return windows from images per second of each configuration, round by round."""
+    return [
+        Measured(configuration=name, round=number, position=position, window=window(speed))
+        for number, speeds in enumerate(rounds, 1)
+        for position, (name, speed) in enumerate(speeds.items(), 1)
+    ]
+
+
+# Two techniques of a factor 1.5 and 2; together 3.6 in round 1 and 3.6 in round 2, where the whole
+# machine is half as fast.
+SPEEDS = {"none": 100.0, "mixed-precision": 150.0, "accumulation-larger-batch": 200.0, "all": 360.0}
+DRIFT = {name: speed / 2 for name, speed in SPEEDS.items()}
+
+
+def test_speed_up_is_a_ratio_within_the_round_so_that_drift_does_not_count() -> None:
+    found = ratio_of(measure(SPEEDS, DRIFT), ["all"], ["none"])
+    assert found is not None
+    assert (found.value, found.rounds) == (pytest.approx(3.6), 2)
+    assert found.low == pytest.approx(3.6)
+    assert found.high == pytest.approx(3.6)
+
+
+def test_interval_of_a_speed_up_is_students_on_the_logarithms() -> None:
+    windows = measure({"none": 100, "all": 100}, {"none": 100, "all": 400})
+    found = ratio_of(windows, ["all"], ["none"])
+    assert found is not None
+    # Logarithms 0 and log 4: mean log 2, standard error log 2, t(0.975, 1) = 12.706.
+    assert found.value == pytest.approx(2)
+    assert found.low == pytest.approx(math.exp(math.log(2) * (1 - 12.7062)), rel=1e-4)
+    assert not found.excludes_one
+
+
+def test_rounds_that_lack_a_configuration_do_not_count() -> None:
+    windows = measure(SPEEDS, {"all": 50.0, "mixed-precision": 10.0})
+    found = ratio_of(windows, ["all"], ["none"])
+    assert found is not None
+    assert (found.value, found.low, found.rounds) == (pytest.approx(3.6), None, 1)
+    assert ratio_of(measure({"all": 1.0}), ["all"], ["none"]) is None
+
+
+def test_contribution_is_told_alone_with_the_others_and_by_their_ratio() -> None:
+    plan = plan_ablation(tiny_recipe(**TUNED))
+    precision, same, larger = attribute(plan, measure(SPEEDS, DRIFT))
+    for item, alone, with_others in ((precision, 1.5, 1.8), (larger, 2.0, 2.4)):
+        assert item.alone is not None
+        assert item.with_others is not None
+        assert item.interaction is not None
+        assert item.alone.value == pytest.approx(alone)
+        assert item.with_others.value == pytest.approx(with_others)  # 360 / 200, 360 / 150
+        assert item.interaction.value == pytest.approx(1.2)
+    assert (same.alone, same.with_others, same.interaction) == (None, None, None)
+
+
+def say(plan: Plan, *rounds: dict[str, float], **checks: FirstLoss) -> tuple[str, list[str]]:
+    """Return verdict and findings of made-up speeds."""
+    windows = measure(*rounds)
+    first_losses = {name.replace("_", "-"): check for name, check in checks.items()}
+    rows = describe_rows(plan, windows, first_losses, {})
+    contributions = attribute(plan, windows)
+    return say_verdict(rows, contributions), say_findings(rows, contributions)
+
+
+def test_verdict_names_what_gains_most_and_which_techniques_interact() -> None:
+    verdict, findings = say(plan_ablation(tiny_recipe(**TUNED)), SPEEDS, DRIFT)
+    assert verdict == (
+        "Accumulation, larger batch gains most: 2.00× [2.00, 2.00]; all together "
+        "3.60× [3.60, 3.60]; first losses were not checked."
+    )
+    assert findings == [
+        "Interacts: with the others, mixed precision gains 1.80× [1.80, 1.80] instead of "
+        "1.50× [1.50, 1.50] alone."
+    ]
+
+
+def test_noise_is_no_gain() -> None:
+    one = {"none": 100.0, "mixed-precision": 110.0, "accumulation-larger-batch": 95.0, "all": 101}
+    two = {"none": 100.0, "mixed-precision": 95.0, "accumulation-larger-batch": 104.0, "all": 99}
+    verdict, findings = say(plan_ablation(tiny_recipe(**TUNED)), one, two)
+    assert verdict.startswith("No difference shown: no technique is faster than none;")
+    assert findings == [
+        "No interaction shown: with the others, each technique gains what it gains alone."
+    ]
+
+
+def test_gain_of_all_alone_and_a_loss_are_said() -> None:
+    one = {"none": 100.0, "mixed-precision": 130.0, "accumulation-larger-batch": 50.0, "all": 150}
+    two = {"none": 100.0, "mixed-precision": 90.0, "accumulation-larger-batch": 50.1, "all": 151}
+    verdict, findings = say(plan_ablation(tiny_recipe(**TUNED)), one, two)
+    assert verdict.startswith("All together gain 1.50×")
+    assert "no technique alone is shown to" in verdict
+    assert findings[0].startswith("Slower: accumulation, larger batch alone runs at 0.50×")
+
+
+def test_one_round_decides_nothing() -> None:
+    verdict, findings = say(plan_ablation(tiny_recipe(**TUNED)), SPEEDS)
+    assert verdict.startswith("Undecided from one round: accumulation, larger batch is the fastest")
+    assert not any("Slower" in line or line.startswith("Interacts") for line in findings)
+
+
+def test_row_puts_together_what_was_measured() -> None:
+    plan = plan_ablation(tiny_recipe(**TUNED))
+    windows = measure({"none": 100.0, "all": 100.0}, {"none": 400.0, "all": 400.0})
+    asked = {"bf16": Switch(requested=True, applied=False, reason="none here")}
+    windows[-1] = windows[-1].model_copy(
+        update={"window": window(400.0, peak_process_memory_mib=2000.0, switches=asked)}
+    )
+    failures = {"mixed-precision": "out of memory: 1 GiB"}
+    rows = {row.name: row for row in describe_rows(plan, windows, {}, failures)}
+    row = rows["all"]
+    assert (row.verdict, rows["none"].verdict) == ("no difference shown", "baseline")
+    assert row.samples_per_second == pytest.approx(200)  # geometric mean of 100 and 400
+    assert row.seconds_per_step == pytest.approx(0.05)  # of 0.1 and 0.025
+    assert row.data_wait_share == pytest.approx(0.1)
+    assert row.peak_process_memory_mib == 1500.0
+    assert row.effective_batch_size == 16
+    assert row.settings == {
+        "training_args.bf16": True,
+        "training_args.gradient_accumulation_steps": 2,
+    }
+    assert row.not_applied == ["bf16: True was asked for, False was seen (none here)"]
+    failed = rows["mixed-precision"]
+    assert (failed.verdict, failed.speedup, failed.failure) == (
+        "failed",
+        None,
+        "out of memory: 1 GiB",
+    )
+    assert "Not measured: mixed precision: out of memory: 1 GiB" in say_findings(
+        list(rows.values()), []
+    )
+
+
+class Notes(Observer):
+    """Remembers the order of what was measured, and may stop."""
+
+    def __init__(self, stop_after: int | None = None) -> None:
+        self.stop_after = stop_after
+        self.order: list[tuple[int, str]] = []
+        self.plans: list[tuple[Plan, int, int, float]] = []
+
+    def planned(self, plan: Plan, steps: int, rounds: int, seconds: float) -> None:
+        """Remember the plan."""
+        assert self.order == []
+        self.plans.append((plan, steps, rounds, seconds))
+
+    def measured(self, configuration: Configuration, round_number: int, window: Window) -> None:
+        """Remember it, and press Ctrl-C."""
+        self.order.append((round_number, configuration.name))
+        if len(self.order) == self.stop_after:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Ablation, Notes, Path]:
+    """Return an ablation of a tiny recipe in two rounds, and where its folder is."""
+    root = tmp_path_factory.mktemp("ablation")
+    notes = Notes()
+    found = ablate(tiny_recipe(**TUNED), root, steps=2, rounds=2, observer=notes)
+    return found, notes, root
+
+
+def test_each_round_measures_every_configuration_once_in_rotated_order(
+    measured: tuple[Ablation, Notes, Path],
+) -> None:
+    found, notes, _ = measured
+    order = ["none", "mixed-precision", "accumulation-same-batch", "accumulation-larger-batch"]
+    order += ["all"]
+    assert notes.order == [(1, name) for name in order] + [
+        (2, name) for name in [*order[1:], order[0]]
+    ]
+    assert [(item.round, item.configuration) for item in found.windows] == notes.order
+    ((_, steps, rounds, seconds),) = notes.plans
+    assert (steps, rounds) == (2, 2)
+    assert seconds > 0
+    # Two steps of 8 images, or one of 16.
+    assert {item.window.samples for item in found.windows} == {16}
+
+
+def test_techniques_are_seen_to_be_applied(measured: tuple[Ablation, Notes, Path]) -> None:
+    seen = {item.configuration: item.window.switches for item in measured[0].windows}
+    assert [
+        (seen[name]["precision"].applied, seen[name]["gradient_accumulation_steps"].applied)
+        for name in ("none", "mixed-precision", "accumulation-larger-batch", "all")
+    ] == [("fp32", 1), ("bf16", 1), ("fp32", 2), ("bf16", 2)]
+
+
+def test_right_losses_are_not_flagged(measured: tuple[Ablation, Notes, Path]) -> None:
+    found = measured[0]
+    assert found.flagged == []
+    assert all(row.first_loss and row.first_loss.problem is None for row in found.rows)
+    assert found.verdict.endswith("no first loss is changed.")
+
+
+def test_files_hold_what_was_returned_and_are_no_run(
+    measured: tuple[Ablation, Notes, Path],
+) -> None:
+    found, _, root = measured
+    folder = found.folder
+    assert folder is not None
+    assert folder.parent == root / "ablations" / "tiny"
+    assert {path.name for path in folder.iterdir()} == {
+        "ablation.json",
+        "ablation.csv",
+        "ablation.png",
+    }
+    assert load_ablation(folder) == load_ablation(folder.parent) == found
+    assert list(find_runs(root)) == []
+    with (folder / "ablation.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert [line["configuration"] for line in lines] == [row.name for row in found.rows]
+    everything = found.row("all")
+    assert everything.speedup is not None
+    assert float(lines[-1]["speedup"]) == everything.speedup.value
+    assert float(lines[-1]["peak_process_memory_mib"]) == everything.peak_process_memory_mib
+    with Image.open(folder / "ablation.png") as picture:
+        assert min(picture.size) > 300
+    content = json.loads((folder / "ablation.json").read_text())
+    assert content["schema_version"] == 1
+    assert content["finished_rounds"] == 2
+    assert content["recipe"]["name"] == "tiny"
+
+
+def test_stopping_keeps_what_was_measured(tmp_path: Path) -> None:
+    with pytest.raises(Interrupted, match="Stopped after 1 of 9 rounds; what was measured is in"):
+        ablate(tiny_recipe(**TUNED), tmp_path, steps=1, rounds=9, observer=Notes(stop_after=7))
+    found = load_ablation(tmp_path / "ablations" / "tiny")
+    assert (len(found.windows), found.rounds, found.finished_rounds) == (7, 9, 1)
+    assert "Stopped after 1 of 9 rounds." in found.notes
+
+
+def test_loss_that_grows_with_accumulation_is_flagged_everywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bug of transformers issue 47688: micro-batch means are not divided by their number."""
+    monkeypatch.setattr(
+        training,
+        "cross_entropy_loss",
+        lambda smoothing: (
+            lambda outputs, labels, num_items_in_batch=None: nn.functional.cross_entropy(
+                outputs["logits"].float(), labels
+            )
+        ),
+    )
+    found = ablate(tiny_recipe(**TUNED), tmp_path, steps=1, rounds=1)
+    accumulating = ["accumulation-same-batch", "accumulation-larger-batch", "all"]
+    assert [row.name for row in found.flagged] == accumulating
+    assert "3 of 5 configurations have a wrong first loss" in found.verdict
+    flags = [line for line in found.findings if line.startswith("FLAGGED")]
+    assert len(flags) == 3
+    assert all("2 times too high" in line and "47688" in line for line in flags)
+    assert found.folder is not None
+    with (found.folder / "ablation.csv").open(newline="") as file:
+        wrong = [
+            line["configuration"] for line in csv.DictReader(file) if line["flagged"] == "True"
+        ]
+    assert wrong == accumulating
+
+
+def test_configuration_that_does_not_fit_is_recorded_and_the_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = training.BenchTrainer.training_step
+
+    def full(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.args.bf16:
+            raise torch.OutOfMemoryError("tried to allocate 9 GiB\nmore")
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(training.BenchTrainer, "training_step", full)
+    found = ablate(tiny_recipe(bf16=True), tmp_path, steps=1, rounds=1)
+    row = found.row("mixed-precision")
+    assert (row.verdict, row.failure) == ("failed", "out of memory: tried to allocate 9 GiB")
+    assert found.finished_rounds == 1
+    assert "Not measured: mixed precision: out of memory: tried to allocate 9 GiB" in found.findings
+    assert found.row("accumulation-larger-batch").speedup is not None
+
+
+def test_baseline_that_does_not_fit_is_refused_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: Any, **kwargs: Any) -> Any:
+        raise torch.OutOfMemoryError("tried to allocate 9 GiB")
+
+    monkeypatch.setattr(training.BenchTrainer, "training_step", full)
+    with pytest.raises(DeviceError, match="per_device_train_batch_size=8"):
+        ablate(tiny_recipe(bf16=True), tmp_path, steps=1, rounds=1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_no_ablation_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ResultError, match="hfbench ablate RECIPE"):
+        load_ablation(tmp_path)
+    (tmp_path / "ablation.json").write_text('{"schema_version": 1}')
+    with pytest.raises(ResultError, match="recipe: Field required"):
+        load_ablation(tmp_path)
+    (tmp_path / "ablation.json").write_text("{")
+    with pytest.raises(ResultError, match="cannot be read"):
+        load_ablation(tmp_path)
