@@ -78,7 +78,7 @@ def _of_recipe(found: Ablation) -> Section:
         blocks.append(figure)
     blocks += [_contributions(found), _configurations(found)]
     notes = [*found.findings, *found.notes]
-    notes += [f"{item.technique}: not run. {item.reason}" for item in found.not_run]
+    notes += [f"{item.technique}: not run, {item.reason}." for item in found.not_run]
     notes.append(
         f"Measured on {machine.device_name}, {machine.cpu_cores} CPU cores, torch "
         f"{machine.packages.get('torch', 'not recorded')}."

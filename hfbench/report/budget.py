@@ -10,7 +10,7 @@ from matplotlib import rc_context
 
 from hfbench.report.document import Figure
 from hfbench.report.drawing import BACKGROUND, INK, SERIES, STYLE, WIDTH, canvas, to_svg
-from hfbench.report.sets import RunSet
+from hfbench.report.sets import RunSet, with_n
 from hfbench.result import Result
 from hfbench.tables import duration
 
@@ -131,10 +131,9 @@ def budget_figure(sets: Sequence[RunSet], name: str) -> Figure:
         name=name,
         svg=svg,
         alt=f"Where the time goes. {'; '.join(sentences)}.",
-        caption="Where the time goes, "
-        + ", ".join(f"{found.label} n = {found.n}" for found in sets)
-        + ". Sums over a run, not a time line; means over the runs. Between 0 and the mark at the "
-        "end of each bar is the training call; set-up lies before, what follows it after.",
+        caption=f"Where the time goes, {with_n(sets)}. Sums over a run, not a time line; means "
+        "over the runs. Between 0 and the mark at the end of each bar is the training call; set-up "
+        "lies before, what follows it after.",
         header=("set", "n", "part", "seconds"),
         data=[
             (found.label, found.n, phase.name, mean_seconds(found, phase))

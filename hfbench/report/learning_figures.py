@@ -13,7 +13,7 @@ from hfbench.calibration import reliability
 from hfbench.report.confusion import NAMED_CLASSES
 from hfbench.report.document import Figure
 from hfbench.report.drawing import INK, MARKERS, MUTED, SERIES, STYLE, WIDTH, canvas, to_svg
-from hfbench.report.sets import RunSet, calibration_of, load_predictions
+from hfbench.report.sets import RunSet, calibration_of, load_predictions, with_n
 from hfbench.result import LOG_FILE, Result
 from hfbench.tables import percent
 
@@ -63,8 +63,7 @@ def curves_figure(sets: Sequence[RunSet], name: str) -> Figure | None:
         alt="Loss and test accuracy over epochs and over time. Test accuracy: "
         f"{'; '.join(ends) or NO_ACCURACY}.",
         caption="Training loss, test loss and test accuracy as logged, one line for each run: "
-        + ", ".join(f"{found.label} n = {found.n}" for found in sets)
-        + ".",
+        f"{with_n(sets)}.",
         header=("set", "seed", "quantity", "epoch", "seconds", "value"),
         data=data,
     )
@@ -110,7 +109,7 @@ def f1_figure(sets: Sequence[RunSet], name: str) -> Figure | None:
     measured = [found for found in sets if found.newest.metrics.test]
     if not measured:
         return None
-    names = measured[0].newest.data.label_names
+    names = list(_f1_of(measured[0].newest))
     values = {found.label: [_f1(found, label) for label in names] for found in measured}
     order = sorted(range(len(names)), key=lambda index: values[measured[0].label][index])
     shown = order[:NAMED_CLASSES]
@@ -139,7 +138,8 @@ def f1_figure(sets: Sequence[RunSet], name: str) -> Figure | None:
         name=name,
         svg=svg,
         alt=f"F1 of {which}. Worst of {first}: {worst}.",
-        caption=f"F1 of {which} on the test images, worst of {first} on top; means of n runs.",
+        caption=f"F1 of {which} on the test images, worst of {first} on top; means of all "
+        f"runs, {with_n(measured)}.",
         header=("set", "n", "class", "f1"),
         data=[
             (found.label, found.n, label, value)
@@ -150,8 +150,12 @@ def f1_figure(sets: Sequence[RunSet], name: str) -> Figure | None:
 
 
 def _f1(found: RunSet, label: str) -> float:
-    summary = found.share(lambda r: r.metrics.test.f1_per_class[label] if r.metrics.test else None)
+    summary = found.share(lambda result: _f1_of(result).get(label))
     return summary.mean if summary else float("nan")
+
+
+def _f1_of(result: Result) -> dict[str, float]:
+    return result.metrics.test.f1_per_class if result.metrics.test else {}
 
 
 def reliability_figure(sets: Sequence[RunSet], name: str) -> Figure | None:
@@ -203,10 +207,10 @@ def reliability_figure(sets: Sequence[RunSet], name: str) -> Figure | None:
         svg=svg,
         alt=f"Reliability diagrams. Expected calibration error: {errors}.",
         caption="Share of right answers against the mean probability of the predicted class, in "
-        f"{len(drawn[0][2])} bins over the test images of all runs ("
-        + ", ".join(f"{found.label} n = {found.n}" for found, _, _ in drawn)
-        + "). On the dashed line the probabilities can be believed; below it the model is too "
-        "sure. ECE: expected calibration error, mean of the runs.",
+        f"{len(drawn[0][2])} bins over the test images of all runs "
+        f"({with_n(found for found, _, _ in drawn)}). On the dashed line the probabilities can be "
+        "believed; below it the model is too sure. ECE: expected calibration error, mean of the "
+        "runs.",
         header=("set", "low", "high", "count", "confidence", "accuracy"),
         data=[
             (found.label, entry.low, entry.high, entry.count, entry.confidence, entry.accuracy)

@@ -116,9 +116,9 @@ def _table(table: Table) -> Iterator[str]:
     caption = escape(table.caption)
     sortable = " data-sortable" if len(table.rows) >= _SORTABLE_ROWS else ""
     name = escape(table.name)
-    yield f'<div class="scroll" role="region" aria-labelledby="{name}-caption" tabindex="0">'
-    yield f'<table id="{name}"{sortable}>'
-    yield f'<caption id="{name}-caption"><span>{caption}</span></caption>'
+    yield f'<div class="scroll" role="region" aria-labelledby="table-{name}-caption" tabindex="0">'
+    yield f"<table{sortable}>"
+    yield f'<caption id="table-{name}-caption"><span>{caption}</span></caption>'
     yield "<thead>\n<tr>"
     for column in table.columns:
         kind = ' class="number"' if column.numeric else ""
@@ -154,12 +154,12 @@ def _figure(figure: Figure) -> Iterator[str]:
     svg = for_page(figure.svg).replace(
         "<svg ", f'<svg role="img" aria-label="{escape(figure.alt)}" ', 1
     )
-    yield f'<figure id="{name}">'
-    yield f'<div class="scroll" role="region" aria-labelledby="{name}-caption" tabindex="0">'
+    yield "<figure>"
+    yield f'<div class="scroll" role="region" aria-labelledby="figure-{name}-caption" tabindex="0">'
     yield svg
     yield "</div>"
     caption = f"{escape(figure.caption)} {_download(figure)}"
-    yield f'<figcaption id="{name}-caption">{caption}</figcaption>'
+    yield f'<figcaption id="figure-{name}-caption">{caption}</figcaption>'
     yield "</figure>"
 
 

@@ -87,9 +87,11 @@ class RunSet:
         values = [value for value in map(read, self.results) if value is not None]
         if not values:
             return None
-        positive = all(value > 0 for value in values)
-        mean = math.exp(sum(map(math.log, values)) / len(values)) if positive else 0.0
-        return Summary(mean, min(values), max(values), len(values))
+        low, high = min(values), max(values)
+        if low == high or low <= 0:  # of equal values exactly this one, without rounding
+            return Summary(low, low, high, len(values))
+        mean = math.exp(sum(map(math.log, values)) / len(values))
+        return Summary(mean, low, high, len(values))
 
 
 @dataclass(frozen=True)
@@ -193,6 +195,11 @@ def calibration_of(result: Result) -> float | None:
 def last_part(name: str) -> str:
     """Cut a model's or data set's name to what readers know it by; folders are not published."""
     return name.rstrip("/").rsplit("/", 1)[-1]
+
+
+def with_n(sets: Iterable[RunSet]) -> str:
+    """Name sets with their number of runs, as every caption does."""
+    return ", ".join(f"{found.label} n = {found.n}" for found in sets)
 
 
 def grouped(sets: Iterable[RunSet], key: Callable[[RunSet], Any]) -> dict[Any, list[RunSet]]:

@@ -20,7 +20,7 @@ from hfbench.report.drawing import (
     plain_ticks,
     to_svg,
 )
-from hfbench.report.sets import Pair, RunSet, Summary
+from hfbench.report.sets import Pair, RunSet, Summary, with_n
 from hfbench.result import Result
 from hfbench.tables import duration, percent
 
@@ -203,8 +203,9 @@ def tradeoff_figure(
         alt=f"Test accuracy against {what} of {len(drawn)} recipes. On the Pareto front: "
         f"{on_front}.",
         caption=f"{sets[0].dataset}, {sets[0].newest.data.eval_samples} test images, machine "
-        f"{sets[0].machine}: accuracy against {what}. Means of n runs, bars from the lowest to the "
-        "highest run. Filled: on the Pareto front, where none is both cheaper and more accurate.",
+        f"{sets[0].machine}: accuracy against {what}. Means of all runs, "
+        f"{with_n(found for found, _, _ in drawn)}; bars from the lowest to the highest run. "
+        "Filled: on the Pareto front, where none is both cheaper and more accurate.",
         header=("set", "variant", "n", f"{what} ({unit})", "accuracy", "on_front"),
         data=[
             (found.label, found.recipe.variant, found.n, cost.mean, accuracy.mean, index in front)

@@ -62,8 +62,8 @@ def anchor_of(pair: Pair) -> str:
 
 
 def anchor(label: str) -> str:
-    """Turn a label into what anchors and file names may hold; labels differ in these too."""
-    return label.replace(" #", "-no")
+    """Turn a label into what anchors and file names may hold, but the name of no recipe."""
+    return label.replace(" #", "~")
 
 
 def runs_section(runs: Collection) -> Section:
