@@ -21,6 +21,7 @@ from hfbench.environment import (
     accelerator_type,
     check_machine,
     describe_environment,
+    environment_differences,
     is_main_process,
     missing_capabilities,
     requested_processes,
@@ -343,3 +344,69 @@ def test_commit_is_left_out_where_git_does_not_work(
 
     monkeypatch.setattr(subprocess, "run", fail)
     assert describe_environment("cpu").hfbench_commit is None
+
+
+# --- what makes numbers incomparable ---
+
+
+SOME = Environment(
+    device_type="cuda",
+    device_name="Some GPU",
+    device_count=2,
+    device_memory_mib=81920.0,
+    cpu="Some CPU",
+    cpu_cores=16,
+    memory_mib=131072.0,
+    torch_threads=8,
+    platform="Linux 6.1.0-13-generic x86_64",
+    python="3.12.1",
+    cuda="13.0",
+    packages={"torch": "2.15.0", "timm": "1.0.31"},
+    hfbench_commit="abc",
+)
+
+
+@pytest.mark.parametrize(
+    ("change", "difference"),
+    [
+        ({"device_name": "Other GPU"}, ("device_name", "Some GPU", "Other GPU")),
+        ({"device_count": 1}, ("device_count", 2, 1)),
+        ({"device_memory_mib": 40960.0}, ("device_memory_gib", 80, 40)),
+        ({"cpu": "Other CPU"}, ("cpu", "Some CPU", "Other CPU")),
+        ({"cpu_cores": 8}, ("cpu_cores", 16, 8)),
+        ({"memory_mib": 65536.0}, ("memory_gib", 128, 64)),
+        ({"torch_threads": 1}, ("torch_threads", 8, 1)),
+        ({"platform": "Darwin 24.1 arm64"}, ("platform", "Linux x86_64", "Darwin arm64")),
+        ({"python": "3.13.0"}, ("python", "3.12.1", "3.13.0")),
+        ({"cuda": "12.8"}, ("cuda", "13.0", "12.8")),
+        (
+            {"packages": {"torch": "2.16.0", "timm": "1.0.31"}},
+            ("packages.torch", "2.15.0", "2.16.0"),
+        ),
+    ],
+)
+def test_hardware_and_versions_make_another_environment(
+    change: dict[str, Any], difference: tuple[str, Any, Any]
+) -> None:
+    assert environment_differences(SOME, SOME.model_copy(update=change)) == [difference]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"platform": "Linux 6.12.3 x86_64"},
+        {"memory_mib": 131072.0 - 300, "device_memory_mib": 81920.0 + 90},
+        {"hfbench_commit": "def-dirty"},
+    ],
+)
+def test_kernel_and_commit_and_a_few_mib_do_not(change: dict[str, Any]) -> None:
+    assert environment_differences(SOME, SOME.model_copy(update=change)) == []
+
+
+def test_environment_of_a_run_that_leaves_the_gpu_alone() -> None:
+    on_cpu = describe_environment("cpu")
+    gpu = {"device_type": "cuda", "device_name": "Some GPU", "device_count": 4, "cuda": "13.0"}
+    with_gpu = on_cpu.model_copy(update=gpu | {"device_memory_mib": 80000.0})
+
+    assert with_gpu.on_cpu() == on_cpu
