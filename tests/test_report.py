@@ -339,7 +339,11 @@ def test_reference_stands_beside_ours_and_the_rest_was_not_run(tmp_path: Path) -
     resnet = next(row for row in of_100 if row["model"].startswith("resnet50"))
     assert (resnet["reference_train_accuracy"], resnet["accuracy"]) == ("not given", "not run")
     text = (tmp_path / "report" / "report.md").read_text("utf-8")
-    assert "dataset.max_train_samples 500 instead of null" in text
+    changes = {row["setting"]: row for row in read_csv(tmp_path / "report", "not_as_shipped")}
+    subset = changes["dataset.max_train_samples"]
+    assert (subset["shipped"], subset["run"]) == ("null", "500")
+    copy = changes["dataset.name_or_path"]
+    assert (copy["shipped"], copy["run"]) == ("uoft-cs/cifar10", "cifar10, a local copy")
     assert "/somewhere" not in text
 
 

@@ -69,7 +69,19 @@ def measured(row: Row, value: float | None) -> Cell:
         return Cell(percent(value), value)
     if row.unit == "s":
         return Cell(duration(value), value)
-    return Cell(f"{value:,.4g} {row.unit}" if value < 100 else f"{value:,.0f} {row.unit}", value)
+    if row.unit in ("FLOP", "FLOP/s", "J"):
+        return prefixed(value, row.unit)
+    return Cell(f"{value:,.0f} {row.unit}" if value >= 100 else f"{value:.3g} {row.unit}", value)
+
+
+def prefixed(value: float, unit: str) -> Cell:
+    """Return the cell of a large quantity, with a prefix such as G for 10^9."""
+    shown, prefix = value, ""
+    for larger in "kMGTP":
+        if shown < 1000:
+            break
+        shown, prefix = shown / 1000, larger
+    return Cell(f"{shown:.3g} {prefix}{unit}", value)
 
 
 def gain(row: Row | None) -> Cell:

@@ -211,12 +211,7 @@ def _flops(found: RunSet, field: str, unit: str) -> Cell:
     summary = found.amount(lambda result: getattr(result.compute, field, None))
     if summary is None:
         return Cell(NOT_MEASURED)
-    value, prefix = summary.mean, ""
-    for larger in "kMGTP":
-        if value < 1000:
-            break
-        value, prefix = value / 1000, larger
-    return Cell(f"{value:.3g} {prefix}{unit}", summary.mean)
+    return cells.prefixed(summary.mean, unit)
 
 
 def _utilization(found: RunSet) -> Cell:

@@ -20,7 +20,7 @@ _NO_CHANGE = ("$schema", "name", "description", "variant", "baseline", "referenc
 
 def reference_section(sets: Sequence[RunSet]) -> Section:
     """Set the reference's numbers beside ours, for every shipped recipe that has such a table."""
-    recipes = [load_recipe(path) for path in shipped_recipes().values()]
+    recipes = _recipes()
     blocks: list[Block] = []
     notes: list[str] = []
     for dataset in _DATASETS:
@@ -31,15 +31,29 @@ def reference_section(sets: Sequence[RunSet]) -> Section:
         blocks.append(_table(dataset, rows))
     sources = {recipe.reference.source for recipe in recipes if recipe.reference}
     notes = [f"Reference: {source}." for source in sorted(sources)] + notes
-    return Section(
-        "Against the reference", "reference", [*blocks, Bullets(list(dict.fromkeys(notes)))]
-    )
+    blocks.append(Bullets(list(dict.fromkeys(notes))))
+    changes = [
+        row
+        for recipe in recipes
+        for found in sets
+        if _dataset_of(recipe) and _is_of(found, recipe)
+        for row in _changes(recipe, found)
+    ]
+    if changes:
+        blocks.append(_changes_table(changes))
+    return Section("Against the reference", "reference", blocks)
 
 
 def has_reference(found: RunSet) -> bool:
     """Tell whether a set stands in one of the tables."""
-    recipes = (load_recipe(path) for path in shipped_recipes().values())
-    return any(_dataset_of(recipe) and _is_of(found, recipe) for recipe in recipes)
+    return any(_dataset_of(recipe) and _is_of(found, recipe) for recipe in _recipes())
+
+
+def _recipes() -> list[Recipe]:
+    """Return the shipped recipes, each model untuned first."""
+    recipes = [load_recipe(path) for path in shipped_recipes().values()]
+    order = ("untuned", "tuned", "fast")
+    return sorted(recipes, key=lambda item: (item.model.name_or_path, order.index(item.variant)))
 
 
 def _dataset_of(recipe: Recipe) -> str | None:
@@ -82,6 +96,20 @@ def _table(dataset: str, rows: list[list[Cell]]) -> Table:
     )
 
 
+def _changes_table(rows: list[list[Cell]]) -> Table:
+    return Table(
+        "not_as_shipped",
+        "Where our runs in these tables deviate from the shipped recipes.",
+        [
+            Column("recipe", "set", numeric=False),
+            Column("setting", "setting", numeric=False),
+            Column("shipped", "shipped", numeric=False),
+            Column("run", "run", numeric=False),
+        ],
+        rows,
+    )
+
+
 def _rows(
     recipe: Recipe, dataset: str, sets: Sequence[RunSet], notes: list[str]
 ) -> list[list[Cell]]:
@@ -95,11 +123,9 @@ def _rows(
         return [[*name, *_interleaved(theirs, ours), cells.not_run()]]
     rows = []
     for item in found:
-        changed = _changes(recipe, item.recipe)
         where = f"{item.label}, n = {item.n}, machine {item.machine}"
-        if changed:
+        if _changes(recipe, item):
             where += ", not as shipped"
-            notes.append(f"{item.label} was not run as shipped: {'; '.join(changed)}.")
         rows.append([*name, *_interleaved(theirs, _ours(item, dataset)), Cell(where)])
     return rows
 
@@ -138,15 +164,18 @@ def _interleaved(theirs: Sequence[Cell], ours: Sequence[Cell]) -> list[Cell]:
     return [cell for pair in zip(theirs, ours, strict=True) for cell in pair]
 
 
-def _changes(shipped: Recipe, run: Recipe) -> list[str]:
-    """Say in which settings a run deviates from the shipped recipe; its seed does not count."""
-    one, two = (_settings(recipe) for recipe in (shipped, run))
-    return [
-        f"{name} {cells.setting(name, two.get(name)).text} instead of "
-        f"{cells.setting(name, one.get(name)).text}"
-        for name in dict.fromkeys([*one, *two])
-        if cells.setting(name, one.get(name)) != cells.setting(name, two.get(name))
-    ]
+def _changes(shipped: Recipe, found: RunSet) -> list[list[Cell]]:
+    """Return a row for each setting in which a run deviates from the shipped recipe, but seeds."""
+    one, two = (_settings(recipe) for recipe in (shipped, found.recipe))
+    rows = []
+    for name in dict.fromkeys([*one, *two]):
+        if one.get(name) == two.get(name):
+            continue
+        before, after = (cells.setting(name, settings.get(name)) for settings in (one, two))
+        if before == after:  # a local copy, which may not be to the bit what the Hub has
+            before, after = Cell(str(one[name])), Cell(f"{after.text}, a local copy")
+        rows.append([Cell(found.label), Cell(name), before, after])
+    return rows
 
 
 def _settings(recipe: Recipe) -> dict[str, object]:
