@@ -58,8 +58,10 @@ def suite_command(
     killed goes on with the same command. A failed run does not stop the others (exit code 1).
     """
     from hfbench.cli_suite import load_apart, parse_seeds, plan_json, run_and_show, split_words
+    from hfbench.launching import build_command
     from hfbench.schedule import plan_runs, repeat_recipes
 
+    build_command(launcher)  # says at once what is wrong with it
     chosen = parse_seeds(seeds) if seeds is not None else None
     repeated = repeat_recipes(load_apart(*split_words(recipes)), repeats, chosen)
     plan = plan_runs(repeated, output_dir, launcher)

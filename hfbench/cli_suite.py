@@ -43,6 +43,10 @@ def load_apart(names: Sequence[str], overrides: Sequence[str]) -> list[Recipe]:
     Raises:
         HfbenchError: With all problems of all recipes.
     """
+    from hfbench.schedule import load_recipes
+
+    if "torch" in sys.modules:  # nothing to be saved any more
+        return load_recipes(names, overrides)
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_send_recipes, args=(sender, names, overrides))
@@ -85,14 +89,10 @@ def parse_seeds(text: str) -> list[int]:
     return [int(word) for word in words]
 
 
-def run_and_show(plan: Plan, as_json: bool) -> int:
-    """Run a plan, show how it stands, and print what it reached.
-
-    Returns:
-        The exit code: 0 if all runs are finished, 1 if some failed.
-    """
-    from hfbench.suite import find_verdicts, run_plan
-    from hfbench.tables_suite import outcome_table, plan_table, say_total
+def run_watched(plan: Plan, as_json: bool) -> SuiteOutcome:
+    """Run a plan, and show how it stands."""
+    from hfbench.suite import run_plan
+    from hfbench.tables_suite import plan_table, say_total
 
     live = _Live() if sys.stderr.isatty() and not as_json else None
     if not as_json:
@@ -100,7 +100,19 @@ def run_and_show(plan: Plan, as_json: bool) -> int:
         show(plan_table(plan) if notes else say_total(plan))
     shown: AbstractContextManager[Any] = live or nullcontext()
     with shown:
-        outcome = run_plan(plan, live.update if live else _print_change)
+        return run_plan(plan, live.update if live else _print_change)
+
+
+def run_and_show(plan: Plan, as_json: bool) -> int:
+    """Run a plan, show how it stands, and print what it reached.
+
+    Returns:
+        The exit code: 0 if all runs are finished, 1 if some failed.
+    """
+    from hfbench.suite import find_verdicts
+    from hfbench.tables_suite import outcome_table
+
+    outcome = run_watched(plan, as_json)
     verdicts = find_verdicts(outcome.runs)
     if as_json:
         print(json.dumps(outcome_json(outcome, verdicts), indent=2, ensure_ascii=False))

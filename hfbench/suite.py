@@ -8,6 +8,7 @@ machine that the runs are measured on.
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -128,6 +129,8 @@ class _Suite:
     def run(self) -> SuiteOutcome:
         """Run everything in its order."""
         for run in self.runs:
+            _drop_checkpoints(run)
+        for run in self.runs:
             if run.state == "waiting" and not self._stop.asked:
                 self._wait_for_others(run)
                 if run.state == "waiting" and not self._stop.asked:
@@ -215,6 +218,7 @@ class _Suite:
 
     def _finish(self, run: SuiteRun, result: Result) -> None:
         run.state, run.result, run.waits_for = "finished", result, None
+        _drop_checkpoints(run)
         self._tell(run)
 
     def _fail(self, run: SuiteRun, code: int, process: RunProcess, matches: Matches) -> None:
@@ -267,6 +271,12 @@ class _Suite:
         if known is None or not self._startups:
             return known
         return known - STARTUP_SECONDS + median(self._startups)
+
+
+def _drop_checkpoints(run: SuiteRun) -> None:
+    """Remove what a run leaves that is killed after its result was written, before it tidied up."""
+    if run.result and run.result.folder:
+        shutil.rmtree(run.result.folder / "checkpoints", ignore_errors=True)
 
 
 @contextmanager

@@ -262,7 +262,12 @@ def _become_command(order: dict[str, Any]) -> NoReturn:
     os.chdir(order["folder"])
     os.environ.update(order["variables"])
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    sys.argv = ["hfbench", *order["arguments"]]
+    os._exit(run_main(order["arguments"]))
+
+
+def run_main(arguments: Sequence[str]) -> int:
+    """Run ``python -m hfbench ARGUMENTS`` in this forked process; return its exit code."""
+    sys.argv = ["hfbench", *arguments]
     try:
         runpy.run_module("hfbench", run_name="__main__", alter_sys=True)
         code = 0
@@ -275,7 +280,7 @@ def _become_command(order: dict[str, Any]) -> NoReturn:
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)
+    return code
 
 
 if __name__ == "__main__":
