@@ -15,27 +15,32 @@ from pathlib import Path
 import torch
 from torch._dynamo.exc import TorchDynamoException
 
-from hfbench.ablation_analysis import attribute, describe_rows, say_findings, say_verdict
-from hfbench.ablation_plan import ALL, NONE, Configuration, Plan, plan_ablation
-from hfbench.ablation_plots import plot_ablation, write_csv
+from hfbench.ablation_analysis import (
+    attribute,
+    batch_size_of,
+    describe_rows,
+    say_findings,
+    say_verdict,
+    speeds_of,
+)
+from hfbench.ablation_plan import NONE, Configuration, Plan, plan_ablation
+from hfbench.ablation_plots import CSV_FILE, PLOT_FILE, plot_ablation, write_csv
 from hfbench.ablation_result import (
     ABLATION_FILE,
     Ablation,
     Measured,
     NotMeasured,
     load_ablation,
+    make_ablation_folder,
 )
 from hfbench.environment import describe_environment
-from hfbench.errors import DeviceError, HfbenchError, Interrupted, ResultError, first_line
+from hfbench.errors import DeviceError, HfbenchError, Interrupted, first_line
 from hfbench.parity import FirstLoss, check_first_loss, precision_of
 from hfbench.recipe import Recipe
 from hfbench.result import write_json
 from hfbench.windows import Bench, Window
 
-FOLDER = "ablations"
 ROUNDS = 5
-PLOT_FILE = "ablation.png"
-CSV_FILE = "ablation.csv"
 
 _PILOT_STEPS = 3
 _WINDOW_SECONDS = (2.0, 20.0)  # at least, and at most if steps are slow
@@ -124,7 +129,7 @@ def _ablate(
     steps = steps or choose_steps(pilot.seconds_per_step)
     seconds = _estimate(plan, pilot, overhead, steps, rounds)
     observer.planned(plan, steps, rounds, seconds)
-    folder = _make_folder(recipe, root)
+    folder = make_ablation_folder(recipe, root)
     session = _Session(bench, plan, steps, rounds, folder, started)
     try:
         _check_first_losses(session, observer)
@@ -169,12 +174,7 @@ def choose_steps(seconds_per_step: float) -> int:
 
 def steps_of(recipe: Recipe, none: Recipe, steps: int) -> int:
     """Return the optimizer steps in which a recipe sees as many images as ``none`` in `steps`."""
-
-    def batch(item: Recipe) -> int:
-        names = ("per_device_train_batch_size", "gradient_accumulation_steps")
-        return math.prod(int(item.argument(name)) for name in names)
-
-    return max(1, math.ceil(steps * batch(none) / batch(recipe)))
+    return max(1, math.ceil(steps * batch_size_of(none) / batch_size_of(recipe)))
 
 
 def warmup_steps_of(recipe: Recipe) -> int:
@@ -191,8 +191,7 @@ def _estimate(plan: Plan, pilot: Window, overhead: float, steps: int, rounds: in
     total = 0.0
     for item in plan.configurations:
         own = steps_of(item.recipe, none, steps) + warmup_steps_of(item.recipe)
-        names = ("per_device_train_batch_size", "gradient_accumulation_steps")
-        images = own * math.prod(int(item.recipe.argument(name)) for name in names)
+        images = own * batch_size_of(item.recipe)
         total += rounds * (images * per_image + overhead) + overhead
     return total
 
@@ -238,7 +237,7 @@ def _save(session: _Session) -> Ablation:
     """Write what has been found so far."""
     plan, windows = session.plan, session.windows
     rows = describe_rows(plan, windows, session.first_losses, session.failures)
-    contributions = attribute(plan, windows)
+    contributions = attribute(plan, speeds_of(windows))
     measured = [item.name for item in plan.configurations if item.name not in session.failures]
     seen = {(item.round, item.configuration) for item in windows}
     finished = sum(
@@ -247,11 +246,10 @@ def _save(session: _Session) -> Ablation:
     notes = list(plan.notes)
     if finished < session.rounds:
         notes.append(f"Stopped after {finished} of {session.rounds} rounds.")
-    if any(len(item.techniques) and item.name != ALL for item in plan.configurations):
-        notes.append(
-            "Speeds are images per second. Accumulation with a larger batch takes fewer optimizer "
-            "steps for the same images; what that does to accuracy needs full runs: --full."
-        )
+    notes.append(
+        "Speeds are images per second. Accumulation with a larger batch takes fewer optimizer "
+        "steps for the same images; what that does to accuracy needs full runs: --full."
+    )
     ablation = Ablation(
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         recipe=plan.recipe,
@@ -272,13 +270,3 @@ def _save(session: _Session) -> Ablation:
     write_json(ablation.model_dump(mode="json", by_alias=True), session.folder / ABLATION_FILE)
     write_csv(ablation, session.folder / CSV_FILE)
     return ablation
-
-
-def _make_folder(recipe: Recipe, root: Path) -> Path:
-    moment = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")[:-3]
-    folder = root / FOLDER / recipe.name / f"{moment}-{recipe.digest()[:8]}"
-    try:
-        folder.mkdir(parents=True)
-    except OSError as error:
-        raise ResultError(f"--output-dir: {folder} cannot be made: {error}") from None
-    return folder

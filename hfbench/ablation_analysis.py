@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean, median
 from typing import Any
 
@@ -15,6 +15,7 @@ from hfbench.recipe import Recipe
 from hfbench.verdict import FASTER, SLOWER, UNDECIDED, judge_speed
 from hfbench.windows import Window
 
+Speeds = Mapping[tuple[int, str], float]  # of each round and configuration, more is faster
 BASELINE = "baseline"
 FAILED = "failed"
 
@@ -48,26 +49,19 @@ def _describe(
 ) -> Row:
     name, recipe = configuration.name, configuration.recipe
     own = [item.window for item in windows if item.configuration == name]
-    speedup = ratio_of(windows, [name], [NONE])
+    speedup = ratio_of(speeds_of(windows), [name], [NONE])
     device = [w.peak_device_memory_mib for w in own if w.peak_device_memory_mib is not None]
-    if failure:
-        verdict = FAILED
-    elif name == NONE:
-        verdict = BASELINE
-    else:
-        verdict = judge_speed(speedup.interval) if speedup else UNDECIDED
     return Row(
         name=name,
         label=configuration.label,
         also=list(configuration.also),
         techniques=list(configuration.techniques),
-        settings=_settings(plan.configurations[0].recipe, recipe),
-        effective_batch_size=int(recipe.argument("per_device_train_batch_size"))
-        * int(recipe.argument("gradient_accumulation_steps")),
+        settings=settings_of(plan.configurations[0].recipe, recipe),
+        effective_batch_size=batch_size_of(recipe),
         speedup=speedup,
-        verdict=verdict,
-        samples_per_second=_geometric_mean([w.samples_per_second for w in own]),
-        seconds_per_step=_geometric_mean([w.seconds_per_step for w in own]),
+        verdict=judge_row(name, speedup, failure),
+        samples_per_second=geometric_mean([w.samples_per_second for w in own]),
+        seconds_per_step=geometric_mean([w.seconds_per_step for w in own]),
         data_wait_share=fmean(w.data_wait_seconds / w.seconds for w in own) if own else None,
         peak_process_memory_mib=median(w.peak_process_memory_mib for w in own) if own else None,
         peak_device_memory_mib=median(device) if device else None,
@@ -77,7 +71,23 @@ def _describe(
     )
 
 
-def _settings(none: Recipe, recipe: Recipe) -> dict[str, Any]:
+def judge_row(name: str, speedup: Ratio | None, failure: str | None) -> str:
+    """Return the verdict on one configuration."""
+    if failure:
+        return FAILED
+    if name == NONE:
+        return BASELINE
+    return judge_speed(speedup.interval) if speedup else UNDECIDED
+
+
+def batch_size_of(recipe: Recipe) -> int:
+    """Return the images of an optimizer step on one device."""
+    names = ("per_device_train_batch_size", "gradient_accumulation_steps")
+    return math.prod(int(recipe.argument(name)) for name in names)
+
+
+def settings_of(none: Recipe, recipe: Recipe) -> dict[str, Any]:
+    """Return the settings of a recipe that differ from ``none``, by dotted name."""
     found = {
         f"training_args.{name}": value
         for name, value in recipe.training_args.items()
@@ -97,24 +107,27 @@ def _not_applied(window: Window) -> list[str]:
     ]
 
 
-def _geometric_mean(values: Sequence[float]) -> float | None:
+def geometric_mean(values: Sequence[float]) -> float | None:
+    """Return the geometric mean; ``None`` of nothing."""
     return math.exp(fmean(math.log(value) for value in values)) if values else None
 
 
-def ratio_of(
-    windows: Sequence[Measured], above: Sequence[str], below: Sequence[str]
-) -> Ratio | None:
+def speeds_of(windows: Sequence[Measured]) -> Speeds:
+    """Return the images per second of each window."""
+    return {(item.round, item.configuration): item.window.samples_per_second for item in windows}
+
+
+def ratio_of(speeds: Speeds, above: Sequence[str], below: Sequence[str]) -> Ratio | None:
     """Return the ratio of speeds over the rounds that have all of them.
 
     Args:
-        windows: Measured.
-        above: Configurations whose images per second are multiplied.
+        speeds: Of each round and configuration.
+        above: Configurations whose speeds are multiplied.
         below: Those that they are divided by.
 
     Returns:
         Geometric mean with interval; ``None`` without a whole round.
     """
-    speeds = {(item.round, item.configuration): item.window.samples_per_second for item in windows}
     rounds = sorted({number for number, _ in speeds})
     ratios = [
         math.prod(speeds[number, name] for name in above)
@@ -128,21 +141,21 @@ def ratio_of(
     return Ratio(value=found.value, low=found.low, high=found.high, rounds=len(ratios))
 
 
-def attribute(plan: Plan, windows: Sequence[Measured]) -> list[Contribution]:
+def attribute(plan: Plan, speeds: Speeds) -> list[Contribution]:
     """Return what each technique contributes alone, with all others, and how these differ."""
     everything = next(i.name for i in plan.configurations if ALL in (i.name, *i.also))
     contributions = []
     for item in plan.attributions:
         both = interaction = None
         if item.all_but is not None:
-            both = ratio_of(windows, [everything], [item.all_but])
+            both = ratio_of(speeds, [everything], [item.all_but])
             if item.alone != everything:  # more than one technique
-                interaction = ratio_of(windows, [everything, NONE], [item.all_but, item.alone])
+                interaction = ratio_of(speeds, [everything, NONE], [item.all_but, item.alone])
         contributions.append(
             Contribution(
                 technique=item.technique,
                 detail=item.detail,
-                alone=ratio_of(windows, [item.alone], [NONE]),
+                alone=ratio_of(speeds, [item.alone], [NONE]),
                 with_others=both,
                 interaction=interaction,
             )

@@ -14,6 +14,9 @@ from matplotlib.figure import Figure
 from hfbench.ablation_result import Ablation, Row
 from hfbench.verdict import FASTER, SLOWER
 
+PLOT_FILE = "ablation.png"
+CSV_FILE = "ablation.csv"
+
 # Colours of Okabe and Ito that people with any colour vision tell apart.
 _COLORS = {FASTER: "#009E73", SLOWER: "#D55E00"}
 _PLAIN = "#555555"
@@ -39,7 +42,7 @@ def plot_ablation(ablation: Ablation, path: Path) -> None:
     speeds.invert_yaxis()
     figure.suptitle(
         f"{ablation.recipe.name} on {ablation.environment.device_name}: "
-        f"{ablation.finished_rounds} rounds",
+        f"{ablation.finished_rounds} {'seeds, whole runs' if ablation.full else 'rounds'}",
         fontsize=11,
     )
     figure.savefig(path, dpi=120)
@@ -70,8 +73,8 @@ def _draw_speedups(axes: Axes, rows: Sequence[Row]) -> None:
             bbox={"boxstyle": "square,pad=0.1", "color": "white"},  # the line at 1 goes behind it
         )
     axes.set_xlabel(
-        "speed-up over none (images/s), 95 % interval\ngreen: faster, orange: slower, grey: no "
-        "difference shown"
+        "speed-up over none, 95 % interval\n"
+        "green: faster, orange: slower, grey: no difference shown"
     )
     axes.grid(axis="x", alpha=0.3)
     axes.margins(x=0.12, y=0.12)
@@ -122,5 +125,9 @@ def _line(row: Row) -> dict[str, Any]:
         "expected_first_loss": loss.expected if loss else None,
         "first_loss_tolerance": loss.tolerance if loss else None,
         "flagged": row.flagged,
+        "accuracy": row.accuracy.value if row.accuracy else None,
+        "accuracy_points": row.accuracy.points if row.accuracy else None,
+        "accuracy_points_low": row.accuracy.low if row.accuracy else None,
+        "accuracy_points_high": row.accuracy.high if row.accuracy else None,
         "failure": row.failure,
     }

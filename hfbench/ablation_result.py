@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,10 @@ from hfbench.verdict import FASTER, SLOWER, judge_speed
 from hfbench.windows import Window
 
 ABLATION_VERSION = 1
+ABLATIONS_FOLDER = "ablations"
 ABLATION_FILE = "ablation.json"
+
+_LARGE = 100  # an interval that goes farther says nothing
 
 
 class _Part(BaseModel):
@@ -53,7 +57,8 @@ class Ratio(_Part):
     def __str__(self) -> str:
         if self.low is None or self.high is None:
             return f"{self.value:.2f}×"
-        return f"{self.value:.2f}× [{self.low:.2f}, {self.high:.2f}]"
+        high = f"{self.high:.2f}" if self.high < _LARGE else f">{_LARGE}"
+        return f"{self.value:.2f}× [{self.low:.2f}, {high}]"
 
 
 class Measured(_Part):
@@ -63,6 +68,34 @@ class Measured(_Part):
     round: int
     position: int
     window: Window
+
+
+class FullRun(_Part):
+    """One whole run of a configuration; its folder is ``<recipe>.<configuration>/<run id>``."""
+
+    configuration: str
+    seed: int
+    run_id: str
+    execution_seconds: float
+
+
+class Accuracy(_Part):
+    """Test accuracy of a configuration, and what it differs from that of ``none``.
+
+    Attributes:
+        value: Mean over the runs, in [0, 1].
+        points: Less that of ``none``, in percentage points, over the same seeds; ``None`` for
+            ``none``, or if they cannot be compared.
+        low: Lower end of its 95 % interval, as in ``hfbench compare``.
+        high: Upper end.
+        verdict: ``not worse``, ``worse`` or ``undecided``.
+    """
+
+    value: float
+    points: float | None = None
+    low: float | None = None
+    high: float | None = None
+    verdict: str | None = None
 
 
 class Row(_Part):
@@ -75,17 +108,19 @@ class Row(_Part):
         techniques: That are turned on.
         settings: Dotted names of the recipe, and values, that differ from ``none``.
         effective_batch_size: Images of an optimizer step.
-        speedup: Of images per second over ``none`` in the same round; ``None`` if not measured.
+        speedup: Over ``none``: of images per second in the same round; of execution time with the
+            same seed if these are whole runs; ``None`` if not measured.
         verdict: ``baseline``, ``faster``, ``slower``, ``no difference shown``, ``undecided`` or
             ``failed``.
         samples_per_second: Geometric mean over the rounds.
-        seconds_per_step: The same, of an optimizer step.
+        seconds_per_step: The same, of an optimizer step; ``None`` of whole runs.
         data_wait_share: Of the time; mean, in [0, 1].
         peak_process_memory_mib: Median over the rounds.
         peak_device_memory_mib: The same; ``None`` on a CPU.
         first_loss: Against what it should be; ``None`` if it could not be measured.
         not_applied: What was asked for and not seen, a sentence each.
         failure: Why it was not measured.
+        accuracy: Of whole runs; else ``None``.
     """
 
     name: str
@@ -104,6 +139,7 @@ class Row(_Part):
     first_loss: FirstLoss | None
     not_applied: list[str]
     failure: str | None
+    accuracy: Accuracy | None = None
 
     @property
     def flagged(self) -> bool:
@@ -140,9 +176,11 @@ class Ablation(_Part):
     """What each technique of a recipe contributes on one machine.
 
     Attributes:
+        full: Whether these are whole runs; their rounds are seeds.
         rounds: That were asked for.
         finished_rounds: In which every configuration was measured.
-        steps: Optimizer steps of a window of ``none``; the others see as many images.
+        steps: Optimizer steps of a window of ``none``; the others see as many images; ``None`` of
+            whole runs.
         seconds: Wall time of everything.
         rows: One of each configuration, ``none`` first.
         contributions: One of each technique.
@@ -151,6 +189,7 @@ class Ablation(_Part):
         findings: Further sentences: flags, interactions, failures.
         notes: What a reader has to know.
         windows: Everything that was measured.
+        runs: The same, of whole runs.
     """
 
     schema_version: int = ABLATION_VERSION
@@ -158,9 +197,10 @@ class Ablation(_Part):
     recipe: Recipe
     recipe_sha256: str
     environment: Environment
+    full: bool = False
     rounds: int
     finished_rounds: int
-    steps: int
+    steps: int | None
     seconds: float
     verdict: str
     findings: list[str]
@@ -169,6 +209,7 @@ class Ablation(_Part):
     contributions: list[Contribution]
     not_run: list[NotMeasured]
     windows: list[Measured]
+    runs: list[FullRun] = []
 
     _folder: Path | None = PrivateAttr(None)
 
@@ -185,6 +226,21 @@ class Ablation(_Part):
     def row(self, name: str) -> Row:
         """Return a configuration by its name."""
         return next(row for row in self.rows if row.name == name)
+
+
+def make_ablation_folder(recipe: Recipe, root: Path) -> Path:
+    """Make ``root/ablations/<recipe name>/<UTC time>-<hash>``; sorted by name is by time.
+
+    Raises:
+        ResultError: If that cannot be.
+    """
+    moment = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")[:-3]
+    folder = root / ABLATIONS_FOLDER / recipe.name / f"{moment}-{recipe.digest()[:8]}"
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise ResultError(f"--output-dir: {folder} cannot be made: {error}") from None
+    return folder
 
 
 def load_ablation(path: str | os.PathLike[str]) -> Ablation:

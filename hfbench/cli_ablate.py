@@ -13,6 +13,9 @@ from hfbench.errors import RecipeError
 
 if TYPE_CHECKING:
     from hfbench.recipe import Recipe
+    from hfbench.result import Result
+
+_REPEATS = 3
 
 
 def check_options(full: bool, steps: int | None, rounds: int | None, repeats: int | None) -> None:
@@ -104,20 +107,42 @@ def run_full(
     Returns:
         The exit code: 1 if a run failed.
     """
+    from hfbench.ablation_full import record_full_runs
     from hfbench.ablation_plan import full_recipes, plan_ablation
-    from hfbench.cli_suite import plan_json, run_and_show
+    from hfbench.cli_suite import plan_json, run_watched
     from hfbench.schedule import plan_runs, repeat_recipes
-    from hfbench.tables_ablation import plan_table
+    from hfbench.tables_ablation import ablation_tables, plan_table
     from hfbench.tables_suite import plan_table as runs_table
 
     plan = plan_ablation(recipe)
-    runs = plan_runs(repeat_recipes(full_recipes(plan), repeats or 3), output_dir)
+    repeats = repeats or _REPEATS
+    runs = plan_runs(repeat_recipes(full_recipes(plan), repeats), output_dir)
     if not as_json:
         show(plan_table(plan))
-    if not dry_run:
-        return run_and_show(runs, as_json)
-    if as_json:
+    if dry_run and as_json:
         print(json.dumps(plan_json(runs), indent=2, ensure_ascii=False))
-    else:
+    elif dry_run:
         show(runs_table(runs))
-    return 0
+    if dry_run:
+        return 0
+    outcome = run_watched(runs, as_json)
+    prefix = f"{recipe.name}."
+    results: dict[str, list[Result]] = {}
+    for result in outcome.results:
+        results.setdefault(result.recipe.name.removeprefix(prefix), []).append(result)
+    failures = {
+        run.planned.recipe.name.removeprefix(prefix): f"a run failed; its output is in {run.log}"
+        for run in outcome.failed
+    }
+    found = record_full_runs(
+        plan, results, output_dir, repeats=repeats, seconds=outcome.seconds, failures=failures
+    )
+    if as_json:
+        content = found.model_dump(mode="json", by_alias=True)
+        print(json.dumps(content, indent=2, ensure_ascii=False))
+    else:
+        show(ablation_tables(found))
+        print(f"Everything is in {found.folder}; the runs are in {output_dir / prefix}*")
+    for run in outcome.failed:
+        print(f"{run.name} failed; its output is in {run.log}", file=sys.stderr)
+    return 1 if outcome.failed else 0

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from hfbench.ablation_plan import Plan
 from hfbench.ablation_result import Ablation, NotMeasured, Ratio, Row
-from hfbench.tables import PlainTable
+from hfbench.tables import PlainTable, percent
 from hfbench.verdict import FASTER, SLOWER
 
 _STYLES = {FASTER: "green", SLOWER: "red"}
@@ -43,24 +43,34 @@ def ablation_tables(ablation: Ablation) -> Group:
         ),
         _configurations(ablation),
         _contributions(ablation),
-        Text(
-            f"{ablation.finished_rounds} rounds; windows of {ablation.steps} optimizer steps of "
-            "none, warm-up excluded, and of as many images of the others. Intervals at 95 %, over "
-            "rounds."
-        ),
+        Text(_say_how(ablation)),
     ]
     parts += _say_not_run(ablation.not_run)
     parts += [Text(f"Note: {note}") for note in ablation.notes]
     return Group(*parts)
 
 
+def _say_how(ablation: Ablation) -> str:
+    if ablation.full:
+        return (
+            f"{ablation.finished_rounds} whole runs of each, one a seed. Intervals at 95 %: of "
+            "speed-ups over seeds, of accuracy over seeds and test images."
+        )
+    return (
+        f"{ablation.finished_rounds} rounds; windows of {ablation.steps} optimizer steps of none, "
+        "warm-up excluded, and of as many images of the others. Intervals at 95 %, over rounds."
+    )
+
+
 def _configurations(ablation: Ablation) -> Table:
     on_device = any(row.peak_device_memory_mib is not None for row in ablation.rows)
     table = PlainTable()
-    table.add_column("configuration", overflow="fold")
+    table.add_column("configuration", overflow="fold", min_width=18)
     memory = "device memory" if on_device else "process memory"
-    for heading in ("speed-up", "verdict", "images/s", "data wait", memory, "first loss"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    last = ("accuracy", "points") if ablation.full else ("data wait", "first loss")
+    for heading in ("speed-up", "verdict", "images/s", memory, *last):
+        numbers = heading not in ("verdict", memory)
+        table.add_column(heading, justify="right", no_wrap=numbers)
     for row in ablation.rows:
         peak = row.peak_device_memory_mib if on_device else row.peak_process_memory_mib
         table.add_row(
@@ -68,11 +78,23 @@ def _configurations(ablation: Ablation) -> Table:
             "1" if row.name == "none" else _ratio(row.speedup),
             Text(row.verdict, style=_STYLES.get(row.verdict, "")),
             _NOT_MEASURED if row.samples_per_second is None else f"{row.samples_per_second:.1f}",
-            _NOT_MEASURED if row.data_wait_share is None else f"{100 * row.data_wait_share:.0f} %",
             _NOT_MEASURED if peak is None else f"{peak:.0f} MiB",
-            _first_loss(row),
+            *(_accuracy(row) if ablation.full else (_data_wait(row), _first_loss(row))),
         )
     return table
+
+
+def _data_wait(row: Row) -> str:
+    return _NOT_MEASURED if row.data_wait_share is None else f"{100 * row.data_wait_share:.0f} %"
+
+
+def _accuracy(row: Row) -> tuple[str, str]:
+    found = row.accuracy
+    if found is None:
+        return _NOT_MEASURED, _NOT_MEASURED
+    if found.points is None or found.low is None or found.high is None:
+        return percent(found.value), _NOT_MEASURED
+    return percent(found.value), f"{found.points:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
 
 
 def _first_loss(row: Row) -> Text:

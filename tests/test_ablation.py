@@ -15,15 +15,23 @@ from torch import nn
 
 from hfbench import training
 from hfbench.ablation import Observer, ablate, choose_steps, steps_of, warmup_steps_of
-from hfbench.ablation_analysis import attribute, describe_rows, ratio_of, say_findings, say_verdict
+from hfbench.ablation_analysis import (
+    attribute,
+    describe_rows,
+    ratio_of,
+    say_findings,
+    say_verdict,
+    speeds_of,
+)
+from hfbench.ablation_full import record_full_runs
 from hfbench.ablation_plan import Configuration, Plan, full_recipes, plan_ablation
 from hfbench.ablation_result import Ablation, Measured, load_ablation
 from hfbench.errors import DeviceError, Interrupted, RecipeError, ResultError
 from hfbench.parity import FirstLoss
 from hfbench.recipe import Recipe
-from hfbench.result import Switch, find_runs
+from hfbench.result import Result, Switch, find_runs
 from hfbench.windows import Window, with_arguments
-from tests.builders import make_recipe, tiny_recipe
+from tests.builders import make_recipe, make_result, make_split, tiny_recipe
 
 TUNED = {"bf16": True, "gradient_accumulation_steps": 2}
 
@@ -156,7 +164,7 @@ DRIFT = {name: speed / 2 for name, speed in SPEEDS.items()}
 
 
 def test_speed_up_is_a_ratio_within_the_round_so_that_drift_does_not_count() -> None:
-    found = ratio_of(measure(SPEEDS, DRIFT), ["all"], ["none"])
+    found = ratio_of(speeds_of(measure(SPEEDS, DRIFT)), ["all"], ["none"])
     assert found is not None
     assert (found.value, found.rounds) == (pytest.approx(3.6), 2)
     assert found.low == pytest.approx(3.6)
@@ -165,7 +173,7 @@ def test_speed_up_is_a_ratio_within_the_round_so_that_drift_does_not_count() -> 
 
 def test_interval_of_a_speed_up_is_students_on_the_logarithms() -> None:
     windows = measure({"none": 100, "all": 100}, {"none": 100, "all": 400})
-    found = ratio_of(windows, ["all"], ["none"])
+    found = ratio_of(speeds_of(windows), ["all"], ["none"])
     assert found is not None
     # Logarithms 0 and log 4: mean log 2, standard error log 2, t(0.975, 1) = 12.706.
     assert found.value == pytest.approx(2)
@@ -175,15 +183,15 @@ def test_interval_of_a_speed_up_is_students_on_the_logarithms() -> None:
 
 def test_rounds_that_lack_a_configuration_do_not_count() -> None:
     windows = measure(SPEEDS, {"all": 50.0, "mixed-precision": 10.0})
-    found = ratio_of(windows, ["all"], ["none"])
+    found = ratio_of(speeds_of(windows), ["all"], ["none"])
     assert found is not None
     assert (found.value, found.low, found.rounds) == (pytest.approx(3.6), None, 1)
-    assert ratio_of(measure({"all": 1.0}), ["all"], ["none"]) is None
+    assert ratio_of(speeds_of(measure({"all": 1.0})), ["all"], ["none"]) is None
 
 
 def test_contribution_is_told_alone_with_the_others_and_by_their_ratio() -> None:
     plan = plan_ablation(tiny_recipe(**TUNED))
-    precision, same, larger = attribute(plan, measure(SPEEDS, DRIFT))
+    precision, same, larger = attribute(plan, speeds_of(measure(SPEEDS, DRIFT)))
     for item, alone, with_others in ((precision, 1.5, 1.8), (larger, 2.0, 2.4)):
         assert item.alone is not None
         assert item.with_others is not None
@@ -199,7 +207,7 @@ def say(plan: Plan, *rounds: dict[str, float], **checks: FirstLoss) -> tuple[str
     windows = measure(*rounds)
     first_losses = {name.replace("_", "-"): check for name, check in checks.items()}
     rows = describe_rows(plan, windows, first_losses, {})
-    contributions = attribute(plan, windows)
+    contributions = attribute(plan, speeds_of(windows))
     return say_verdict(rows, contributions), say_findings(rows, contributions)
 
 
@@ -438,3 +446,66 @@ def test_what_is_no_ablation_is_refused(tmp_path: Path) -> None:
     (tmp_path / "ablation.json").write_text("{")
     with pytest.raises(ResultError, match="cannot be read"):
         load_ablation(tmp_path)
+
+
+def full_runs(plan: Plan, seconds: dict[str, tuple[float, ...]]) -> dict[str, list[Result]]:
+    """Return made-up runs of each configuration: one a seed, of these execution times."""
+    recipes = dict(
+        zip([item.name for item in plan.configurations], full_recipes(plan), strict=True)
+    )
+    found: dict[str, list[Result]] = {}
+    for name, times in seconds.items():
+        for seed, taken in enumerate(times):
+            recipe = with_arguments(recipes[name], seed=seed)
+            found.setdefault(name, []).append(
+                make_result(
+                    run_id=f"{name}-{seed}",
+                    recipe=recipe,
+                    recipe_sha256=recipe.digest(),
+                    times={"execution_seconds": taken},
+                    metrics={"test": make_split(0.80 if name == "none" else 0.81)},
+                )
+            )
+    return found
+
+
+def test_whole_runs_are_compared_by_execution_time_and_accuracy(tmp_path: Path) -> None:
+    plan = plan_ablation(tiny_recipe(**TUNED))
+    seconds = {
+        "none": (100.0, 200.0),
+        "mixed-precision": (50.0, 100.0),
+        "accumulation-larger-batch": (100.0, 200.0),
+        "all": (25.0, 50.0),
+    }
+    failures = {"accumulation-same-batch": "a run failed; its output is in x.log"}
+    runs = full_runs(plan, seconds)
+    found = record_full_runs(plan, runs, tmp_path, repeats=2, seconds=9.0, failures=failures)
+    assert (found.full, found.rounds, found.finished_rounds, found.steps) == (True, 2, 0, None)
+    precision, _, larger = found.contributions
+    for item, alone, with_others in ((precision, 2.0, 4.0), (larger, 1.0, 2.0)):
+        assert item.alone is not None
+        assert item.with_others is not None
+        assert item.alone.value == pytest.approx(alone)
+        assert item.with_others.value == pytest.approx(with_others)
+    accuracy = found.row("all").accuracy
+    assert accuracy is not None
+    assert (accuracy.value, accuracy.points) == (pytest.approx(0.81), pytest.approx(1.0))
+    none = found.row("none").accuracy
+    assert none is not None
+    assert (none.value, none.points) == (pytest.approx(0.8), None)
+    assert found.row("accumulation-same-batch").failure == failures["accumulation-same-batch"]
+    assert {(run.configuration, run.seed, run.run_id) for run in found.runs} >= {
+        ("all", 1, "all-1")
+    }
+    assert found.folder is not None
+    assert {path.name for path in found.folder.iterdir()} == {
+        "ablation.json",
+        "ablation.csv",
+        "ablation.png",
+    }
+
+
+def test_whole_runs_without_a_baseline_say_nothing(tmp_path: Path) -> None:
+    plan = plan_ablation(tiny_recipe(**TUNED))
+    with pytest.raises(ResultError, match=r"No run of tiny.none is finished"):
+        record_full_runs(plan, full_runs(plan, {"all": (1.0,)}), tmp_path, repeats=1, seconds=1.0)

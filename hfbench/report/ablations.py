@@ -93,6 +93,7 @@ def _figure(found: Ablation) -> Figure | None:
     if not drawn:
         return None
     name = f"ablation_{found.recipe.name}"
+    how = "whole runs" if found.full else f"in windows of {found.steps} optimizer steps"
     with rc_context(STYLE):
         figure = canvas(WIDTH, 70 + 28 * len(drawn))
         axes = figure.subplots()
@@ -116,8 +117,8 @@ def _figure(found: Ablation) -> Figure | None:
         + "; ".join(f"{row.label}: {ratio}" for row, ratio in drawn)
         + ".",
         caption=f"{found.recipe.name}: speed-up of training over none of the techniques, with 95 % "
-        f"intervals, in windows of {found.steps} optimizer steps, n = {found.finished_rounds} "
-        "rounds. Hollow: the interval holds 1, or there is none.",
+        f"intervals, {how}, n = {found.finished_rounds} "
+        f"{'seeds' if found.full else 'rounds'}. Hollow: the interval holds 1, or there is none.",
         header=("configuration", "rounds", "speedup", "low", "high"),
         data=[(row.name, ratio.rounds, ratio.value, ratio.low, ratio.high) for row, ratio in drawn],
     )
