@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib import rc_context
 
 from hfbench.report.document import Figure
-from hfbench.report.drawing import BACKGROUND, INK, SERIES, STYLE, WIDTH, canvas, to_svg
+from hfbench.report.drawing import BACKGROUND, INK, SERIES, STYLE, WIDTH, canvas, time_ticks, to_svg
 from hfbench.report.sets import RunSet, with_n
 from hfbench.result import Result
 from hfbench.tables import duration
@@ -116,7 +116,8 @@ def budget_figure(sets: Sequence[RunSet], name: str) -> Figure:
         axes.set_yticks(range(len(sets)), labels)
         axes.invert_yaxis()
         axes.grid(visible=False, axis="y")
-        axes.set_xlabel("seconds from the start of the training call")
+        unit = time_ticks(axes.xaxis, *axes.get_xlim())
+        axes.set_xlabel(f"time from the start of the training call ({unit})")
         figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=4)
         svg = to_svg(figure, name)
     sentences = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 from hfbench.report.document import NOT_GIVEN, NOT_MEASURED, NOT_RUN, Cell
@@ -33,32 +34,25 @@ def given_seconds(value: float | None) -> Cell:
 
 def share(summary: Summary | None) -> Cell:
     """Return the cell of a share: the mean, and the range of several runs."""
-    if summary is None:
-        return Cell(NOT_MEASURED)
-    text = percent(summary.mean)
-    if summary.n > 1:
-        text += f" ({100 * summary.low:.2f}–{100 * summary.high:.2f})"
-    return Cell(text, summary.mean)
+    return _summarized(summary, lambda value: f"{100 * value:.2f}", " %")
 
 
 def seconds(summary: Summary | None) -> Cell:
     """Return the cell of a time: the mean, and the range of several runs."""
-    if summary is None:
-        return Cell(NOT_MEASURED)
-    text = duration(summary.mean)
-    if summary.n > 1:
-        text += f" ({duration(summary.low)}–{duration(summary.high)})"
-    return Cell(text, summary.mean)
+    return _summarized(summary, duration, "")
 
 
 def amount(summary: Summary | None, unit: str = "", digits: int = 1) -> Cell:
     """Return the cell of another quantity: the mean, and the range of several runs."""
+    return _summarized(summary, lambda value: f"{value:,.{digits}f}", f" {unit}" if unit else "")
+
+
+def _summarized(summary: Summary | None, show: Callable[[float], str], unit: str) -> Cell:
     if summary is None:
         return Cell(NOT_MEASURED)
-    text = f"{summary.mean:,.{digits}f}"
-    if summary.n > 1:
-        text += f" ({summary.low:,.{digits}f}–{summary.high:,.{digits}f})"
-    return Cell(f"{text} {unit}".rstrip(), summary.mean)
+    mean, low, high = map(show, (summary.mean, summary.low, summary.high))
+    between = f" ({low}–{high})" if low != high else ""
+    return Cell(f"{mean}{unit}{between}", summary.mean)
 
 
 def measured(row: Row, value: float | None) -> Cell:

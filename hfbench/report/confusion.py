@@ -119,5 +119,5 @@ def _shade(axes: Any, share: np.ndarray, color: str, darkest: float) -> None:
         outline = Outline(
             [point for square in corners for point in (*square, square[0])], codes * len(corners)
         )
-        alpha = darkest * shade / _LEVELS
+        alpha = darkest * (shade + 2) / (_LEVELS + 2)  # the palest can still be seen
         axes.add_patch(PathPatch(outline, facecolor=color, alpha=alpha, linewidth=0))

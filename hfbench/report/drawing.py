@@ -7,13 +7,14 @@ follows its theme; in a file they become the light theme's colours.
 from __future__ import annotations
 
 import io
+import math
 import re
 from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure as Canvas
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MultipleLocator, NullFormatter
 
 # Name of the CSS variable -> light, dark. Text and lines: contrast at least 4.5 and 3 on the
 # background (WCAG 2.2, 1.4.3 and 1.4.11). Series differ in lightness too, for readers who do not
@@ -86,6 +87,26 @@ def plain_ticks(axis: Any, unit: str) -> None:
     axis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}{unit}"))
     axis.set_minor_formatter(NullFormatter())
+
+
+def time_ticks(axis: Any, low: float, high: float) -> str:
+    """Label a linear axis of seconds in seconds, minutes or hours, whichever suits its length.
+
+    Args:
+        axis: Of matplotlib.
+        low: Smallest value on it, in seconds.
+        high: Largest value on it, in seconds.
+
+    Returns:
+        The unit.
+    """
+    divisor, unit = (1, "s") if high < 600 else (60, "min") if high < 4 * 3600 else (3600, "h")
+    rough = max(high - low, 1e-3) / divisor / 8
+    decade = 10.0 ** math.floor(math.log10(rough))
+    step = next(decade * factor for factor in (1, 2, 5, 10) if decade * factor >= rough)
+    axis.set_major_locator(MultipleLocator(step * divisor))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / divisor:g}"))
+    return unit
 
 
 def to_svg(figure: Canvas, name: str) -> str:

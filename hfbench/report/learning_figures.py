@@ -12,7 +12,17 @@ from matplotlib import rc_context
 from hfbench.calibration import reliability
 from hfbench.report.confusion import NAMED_CLASSES
 from hfbench.report.document import Figure
-from hfbench.report.drawing import INK, MARKERS, MUTED, SERIES, STYLE, WIDTH, canvas, to_svg
+from hfbench.report.drawing import (
+    INK,
+    MARKERS,
+    MUTED,
+    SERIES,
+    STYLE,
+    WIDTH,
+    canvas,
+    time_ticks,
+    to_svg,
+)
 from hfbench.report.sets import RunSet, calibration_of, load_predictions, with_n
 from hfbench.result import LOG_FILE, Result
 from hfbench.tables import percent
@@ -44,7 +54,10 @@ def curves_figure(sets: Sequence[RunSet], name: str) -> Figure | None:
             grid[0, 0].plot(
                 [], [], marker=MARKERS[number % 6], label=f"{found.label} (n = {found.n})", **style
             )
-        for column, x in enumerate(("epochs", "seconds of training call")):
+        unit = time_ticks(grid[1, 1].xaxis, 0, grid[1, 1].get_xlim()[1])
+        for column, x in enumerate(
+            ("epochs", f"time from the start of the training call ({unit})")
+        ):
             grid[0, column].set(ylabel="" if column else "loss", ylim=(0, None))
             grid[1, column].set(
                 ylabel="" if column else "test accuracy (%)", xlabel=x, xlim=(0, None)

@@ -18,6 +18,7 @@ from hfbench.report.drawing import (
     WIDTH,
     canvas,
     plain_ticks,
+    time_ticks,
     to_svg,
 )
 from hfbench.report.sets import Pair, RunSet, Summary, with_n
@@ -185,11 +186,14 @@ def tradeoff_figure(
             zorder=1,
         )
         costs = [cost.mean for _, cost, _ in drawn]
+        axes.margins(0.12)
+        shown = unit
         if max(costs) > 8 * min(costs):
             axes.set_xscale("log")
             plain_ticks(axes.xaxis, "")
-        axes.set(xlabel=f"{what} ({unit})", ylabel="test accuracy (%)")
-        axes.margins(0.12)
+        elif unit == "s":
+            shown = time_ticks(axes.xaxis, *axes.get_xlim())
+        axes.set(xlabel=f"{what} ({shown})", ylabel="test accuracy (%)")
         figure.legend(loc="outside lower center", ncols=2)
         svg = to_svg(figure, name)
     show = duration if unit == "s" else (lambda value: f"{value:.0f} {unit}")
@@ -202,7 +206,7 @@ def tradeoff_figure(
         svg=svg,
         alt=f"Test accuracy against {what} of {len(drawn)} recipes. On the Pareto front: "
         f"{on_front}.",
-        caption=f"{sets[0].dataset}, {sets[0].newest.data.eval_samples} test images, machine "
+        caption=f"{sets[0].dataset}, {sets[0].newest.data.eval_samples:,} test images, machine "
         f"{sets[0].machine}: accuracy against {what}. Means of all runs, "
         f"{with_n(found for found, _, _ in drawn)}; bars from the lowest to the highest run. "
         "Filled: on the Pareto front, where none is both cheaper and more accurate.",
