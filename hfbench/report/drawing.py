@@ -49,6 +49,7 @@ STYLE: dict[Any, Any] = {  # any: a key may be new in the next matplotlib
     "axes.labelcolor": INK,
     "axes.edgecolor": MUTED,
     "axes.facecolor": "none",
+    "figure.labelsize": 12.0,
     "axes.titlesize": 12.0,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
