@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from hfbench import techniques
 from hfbench.diagnosis import Advice, Helps, Machine, Step
+from hfbench.limits import milliseconds as _ms
 from hfbench.recipe import Recipe
 from hfbench.techniques import Technique, Use
 
@@ -295,7 +296,3 @@ def _say(
 
 def _share(seconds: float, step: Step) -> str:
     return f"{100 * seconds / step.batch_seconds:.0f} %"
-
-
-def _ms(seconds: float) -> str:
-    return f"{1000 * seconds:.3g} ms"

@@ -42,7 +42,7 @@ class Step(_Part):
     """Where the time of one batch in training goes; the four parts add up to `batch_seconds`.
 
     Attributes:
-        batch_seconds: Measured in training.
+        batch_seconds: One batch of the recipe.
         loader_seconds: Of it, waiting for the loader; on a GPU, how long it stands still meanwhile.
         copy_seconds: Of it, host to device; 0 on a CPU.
         model_seconds: Of it, forward, backward and optimizer, and preparing on the device.
@@ -66,6 +66,29 @@ class Step(_Part):
     def seconds(self, part: Limit) -> float:
         """Return the seconds of one of the four parts."""
         return float(getattr(self, f"{part}_seconds"))
+
+    def scaled(self, images: float, optimizer_steps: float) -> Step:
+        """Return the step of another batch, as far as it can be told without measuring it.
+
+        Loader, copy and model grow with the batch; the optimizer and `Trainer`'s own work do not.
+
+        Args:
+            images: How many times as many images the other batch has.
+            optimizer_steps: How many times as many optimizer steps it has its share in.
+        """
+        optimizer = self.optimizer_seconds * optimizer_steps
+        loader, copy = self.loader_seconds * images, self.copy_seconds * images
+        model = (self.model_seconds - self.optimizer_seconds) * images + optimizer
+        return self.model_copy(
+            update={
+                "batch_seconds": loader + copy + model + self.rest_seconds,
+                "loader_seconds": loader,
+                "copy_seconds": copy,
+                "model_seconds": model,
+                "optimizer_seconds": optimizer,
+                "preprocessing_seconds": self.preprocessing_seconds * images,
+            }
+        )
 
     def speedup_without(self, seconds: float) -> float:
         """Return how many times as fast training were if a part of the batch's time went away.
@@ -211,7 +234,7 @@ class Diagnosis(_Part):
         limited_by: The part of a step whose end would make training fastest; ``rest`` is Trainer's
             own work.
         measured_batch_size: Micro-batch that was measured; smaller than the recipe's where the
-            machine is too slow for it.
+            machine is too slow for it. `sides` are of this one, `step` is scaled to the recipe's.
         precision: In which the model computed.
         sides: Each alone, and training as a whole.
         advice: One for each technique, most helpful first.

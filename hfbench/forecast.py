@@ -97,17 +97,16 @@ def predict_duration(
 
     Args:
         schedule: What it does.
-        step: What one measured batch takes.
+        step: What one batch takes.
         batch_size: Micro-batch of the recipe.
-        measured_batch_size: Images of the measured batch. Loader, copy and model are taken to grow
-            with the batch, the optimizer and `Trainer`'s own work not to.
+        measured_batch_size: Another one, if the step was scaled from it.
         first_step_seconds: What the first step takes longer than others.
         evaluation_seconds: Of one evaluation.
         save_seconds: Of one checkpoint.
         windows: Seconds of a batch in each window, for the range.
     """
     once = step.optimizer_seconds + step.rest_seconds
-    grows = (step.batch_seconds - once) / measured_batch_size
+    grows = (step.batch_seconds - once) / batch_size
     steady = grows * schedule.samples + once * schedule.batches
     steady += step.epoch_start_seconds * schedule.epochs
     train = steady + first_step_seconds

@@ -20,6 +20,11 @@ _NAMES: dict[Limit, str] = {
 }
 
 
+def milliseconds(seconds: float) -> str:
+    """Write the time of a batch with three digits."""
+    return duration(seconds) if seconds >= 1 else f"{1000 * seconds:.3g} ms"
+
+
 def say_verdict(
     name: str,
     limit: Limit,
@@ -35,7 +40,7 @@ def say_verdict(
         for part, share in shares.items()
         if part != limit and share >= 0.5
     ]
-    takes = f"takes {shares[limit]:.0f} % of the {1000 * step.batch_seconds:.3g} ms of a batch" + (
+    takes = f"takes {shares[limit]:.0f} % of the {milliseconds(step.batch_seconds)} of a batch" + (
         f" ({', '.join(others)})" if others else ""
     )
     if limit == "rest":

@@ -17,7 +17,6 @@ from hfbench.windows import Bench
 _FEWEST_ROUNDS, _MOST_ROUNDS = 3, 12
 _WINDOW_SHARE, _SLICE_SHARE = 0.05, 0.03  # of the time that there is
 _MOST_STEPS = 100
-_WARMUP_STEPS = 2
 
 
 @dataclass
@@ -67,6 +66,7 @@ def measure_slices(
     steps = _count(seconds * _WINDOW_SHARE / update, least=2)
     updates = _count(seconds * _SLICE_SHARE / update, least=1)
     batches = _count(seconds * _SLICE_SHARE / max(sides.time_loader(1)[1], 1e-6), least=2)
+    warmup = 2 if steps > 2 else 1
     found, start, number = Slices(), time.perf_counter(), 0
     while number < _FEWEST_ROUNDS or (
         number < _MOST_ROUNDS
@@ -74,7 +74,7 @@ def measure_slices(
     ):
         number += 1
         tell(f"round {number}: training, loader, model")
-        window = bench.measure_window(steps, _WARMUP_STEPS)
+        window = bench.measure_window(steps, warmup)
         found.training.append(window.seconds / steps / k)
         found.phases.append(
             {phase: part / window.seconds for phase, part in window.phase_seconds.items()}
@@ -157,6 +157,6 @@ def _count(wanted: float, least: int) -> int:
     return max(least, min(int(wanted), _MOST_STEPS))
 
 
-def median_of(seconds: list[float], batches: int = 1) -> float | None:
+def median_of(seconds: list[float], batches: float = 1) -> float | None:
     """Return the median, shared among batches; ``None`` where nothing was measured."""
     return median(seconds) / batches if seconds else None

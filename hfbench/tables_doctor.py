@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hfbench.diagnosis import Diagnosis
+from hfbench.limits import milliseconds
 from hfbench.tables import PlainTable, duration
 
 
@@ -58,7 +59,7 @@ def _parts_of_a_step(found: Diagnosis) -> Text:
         for name, seconds in named
         if seconds > 0 or name != "copy"
     ]
-    return Text(f"A batch of {found.measured_batch_size} in training: {', '.join(shown)}.")
+    return Text(f"A batch of {found.batch_size} in training: {', '.join(shown)}.")
 
 
 def _techniques(found: Diagnosis) -> Table:
@@ -87,8 +88,3 @@ def _forecast(found: Diagnosis) -> str:
         f"checkpoints {duration(forecast.save_seconds)}. {forecast.note} Found in "
         f"{duration(found.seconds)}."
     )
-
-
-def milliseconds(seconds: float) -> str:
-    """Write the time of a batch with three digits."""
-    return duration(seconds) if seconds >= 1 else f"{1000 * seconds:.3g} ms"

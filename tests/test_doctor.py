@@ -124,14 +124,23 @@ def test_schedule_counts_what_trainer_does(arguments: dict[str, Any], tmp_path: 
     assert plan.samples == pytest.approx(trainer.clock._samples, abs=8)
 
 
+def test_step_of_another_batch_grows_but_for_optimizer_and_trainer() -> None:
+    found = step().scaled(2, 1 / 5)
+    # Loader 60, copy 20, forward and backward 90, optimizer 1, rest 10.
+    assert found.batch_seconds == pytest.approx(0.181)
+    assert found.model_seconds == pytest.approx(0.091)
+    assert (found.loader_seconds, found.preprocessing_seconds) == pytest.approx((0.06, 0.04))
+    assert (found.optimizer_seconds, found.rest_seconds) == pytest.approx((0.001, 0.01))
+
+
 def test_forecast_adds_up_what_grows_with_the_batch_and_what_does_not() -> None:
     # Of 100 ms, optimizer 5 and rest 10 stay as they are; the other 85 are for 10 images.
     plan = Schedule(samples=1000, batches=50, optimizer_steps=50, epochs=5, evaluations=5, saves=2)
     found = predict_duration(
         plan,
         step(epoch_start=0.05),
-        batch_size=20,
-        measured_batch_size=10,
+        batch_size=10,
+        measured_batch_size=5,
         first_step_seconds=1.0,
         evaluation_seconds=0.4,
         save_seconds=0.5,
@@ -145,7 +154,7 @@ def test_forecast_adds_up_what_grows_with_the_batch_and_what_does_not() -> None:
     # Another batch was measured: a factor of 1.5, as for the other parts.
     assert found.lowest_execution_seconds == pytest.approx(9.0)
     assert found.highest_execution_seconds == pytest.approx(20.25)
-    assert "10 instead of 20" in found.note
+    assert "5 instead of 10" in found.note
 
 
 def test_range_is_two_standard_deviations_of_the_windows() -> None:
