@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hfbench.ablation_result import ABLATION_VERSION
 from hfbench.errors import ResultError
 from hfbench.recipe import load_recipe, shipped_recipes
 from hfbench.report import write_report
@@ -461,6 +462,7 @@ def save_ablation(root: Path) -> None:
     faster = {"name": "quick", "label": "mixed precision", "speedup": gain, "verdict": "faster"}
     result = make_result()
     ablation = {
+        "schema_version": ABLATION_VERSION,
         "created_at": "2026-01-01T00:00:00+00:00",
         "recipe": result.recipe.as_json() | {"name": "quick"},
         "recipe_sha256": "0" * 64,
@@ -508,7 +510,7 @@ def test_ablations_are_a_section_of_their_own(tmp_path: Path) -> None:
     assert "Mixed precision is 1.50× as fast." in text
     assert "pinned memory: not run, nothing is copied." in text
     assert "- ablations/plain: unreadable." in text
-    assert "n = 3 rounds" in text
+    assert "in windows of 10 optimizer steps, n = 3 rounds" in text
 
 
 # Errors

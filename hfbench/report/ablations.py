@@ -31,10 +31,10 @@ from hfbench.report.drawing import (
     plain_ticks,
     to_svg,
 )
-from hfbench.report.sets import Summary
+from hfbench.report.sets import Summary, briefly
 
 if TYPE_CHECKING:
-    from hfbench.ablation_result import Ablation, Ratio
+    from hfbench.ablation_result import Ablation, Accuracy, Ratio
 
 _FILES = "*/ablation.json"
 
@@ -58,7 +58,7 @@ def load_ablations(runs: Path) -> tuple[list[Ablation], list[str]]:
         try:
             found.append(load_ablation(folder))
         except ResultError as error:
-            problems.append(f"ablations/{folder.name}: unreadable. {error}")
+            problems.append(f"ablations/{folder.name}: unreadable. {briefly(error)}")
     return found, problems
 
 
@@ -93,7 +93,6 @@ def _figure(found: Ablation) -> Figure | None:
     if not drawn:
         return None
     name = f"ablation_{found.recipe.name}"
-    how = "whole runs" if found.full else f"in windows of {found.steps} optimizer steps"
     with rc_context(STYLE):
         figure = canvas(WIDTH, 70 + 28 * len(drawn))
         axes = figure.subplots()
@@ -117,8 +116,7 @@ def _figure(found: Ablation) -> Figure | None:
         + "; ".join(f"{row.label}: {ratio}" for row, ratio in drawn)
         + ".",
         caption=f"{found.recipe.name}: speed-up of training over none of the techniques, with 95 % "
-        f"intervals, {how}, n = {found.finished_rounds} "
-        f"{'seeds' if found.full else 'rounds'}. Hollow: the interval holds 1, or there is none.",
+        f"intervals, in {_measured_in(found)}. Hollow: the interval holds 1, or there is none.",
         header=("configuration", "rounds", "speedup", "low", "high"),
         data=[(row.name, ratio.rounds, ratio.value, ratio.low, ratio.high) for row, ratio in drawn],
     )
@@ -127,8 +125,8 @@ def _figure(found: Ablation) -> Figure | None:
 def _contributions(found: Ablation) -> Table:
     return Table(
         f"contributions_{found.recipe.name}",
-        f"{found.recipe.name}: what each technique contributes, alone and on top of all others; "
-        f"n = {found.finished_rounds} rounds.",
+        f"{found.recipe.name}: what each technique contributes, alone and on top of all others, in "
+        f"{_measured_in(found)}.",
         [
             Column("technique", "technique", numeric=False),
             Column("what was turned on", "detail", numeric=False),
@@ -164,6 +162,7 @@ def _configurations(found: Ablation) -> Table:
                 cells.amount(_single(row.peak_device_memory_mib), "MiB", 0),
                 cells.amount(_single(row.peak_process_memory_mib), "MiB", 0),
                 cells.number(row.effective_batch_size),
+                *_accuracy(row.accuracy),
                 cells.amount(_single(seen), digits=4),
                 cells.amount(_single(expected), digits=4),
                 Cell(" ".join(filter(None, [loss.problem if loss else None, row.failure]))),
@@ -171,7 +170,7 @@ def _configurations(found: Ablation) -> Table:
         )
     return Table(
         f"configurations_{found.recipe.name}",
-        f"{found.recipe.name}: every configuration; n = {found.finished_rounds} rounds.",
+        f"{found.recipe.name}: every configuration, in {_measured_in(found)}.",
         [
             Column("configuration", "configuration", numeric=False),
             Column("speed-up", "speedup"),
@@ -180,12 +179,31 @@ def _configurations(found: Ablation) -> Table:
             Column("peak device memory", "peak_device_memory_mib"),
             Column("peak process memory", "peak_process_memory_mib"),
             Column("effective batch", "effective_batch_size"),
+            Column("test accuracy", "accuracy"),
+            Column("difference", "accuracy_points"),
             Column("first loss", "first_loss"),
             Column("expected first loss", "expected_first_loss"),
             Column("problem", "problem", numeric=False),
         ],
         rows,
     )
+
+
+def _measured_in(found: Ablation) -> str:
+    if found.full:
+        return f"whole runs, n = {found.finished_rounds} seeds"
+    return f"windows of {found.steps} optimizer steps, n = {found.finished_rounds} rounds"
+
+
+def _accuracy(accuracy: Accuracy | None) -> list[Cell]:
+    """Return the cells of what only whole runs show."""
+    if accuracy is None:
+        return [Cell(NOT_MEASURED)] * 2
+    points = accuracy.points
+    return [
+        cells.share(_single(accuracy.value)),
+        Cell(NOT_MEASURED) if points is None else cells.points(points, accuracy.low, accuracy.high),
+    ]
 
 
 def _ratio(ratio: Ratio | None) -> Cell:

@@ -145,7 +145,7 @@ def collect_runs(folder: Path) -> Collection:
         try:
             result = load_result(run.folder)
         except ResultError as error:
-            left_out.append(f"{name}: unreadable. {error}")
+            left_out.append(f"{name}: unreadable. {briefly(error)}")
             continue
         by_recipe.setdefault(result.recipe.name, []).append(result)
     if not by_recipe:
@@ -190,6 +190,12 @@ def calibration_of(result: Result) -> float | None:
         return result.metrics.test.calibration_error if result.metrics.test else None
     found = load_predictions(result)
     return None if found is None else calibration_error(found.probability, found.label)
+
+
+def briefly(error: Exception) -> str:
+    """Cut an error of many problems to the first of them, for a list of what was left out."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    return " ".join(lines[:2]) + (" …" if len(lines) > 2 else "")
 
 
 def last_part(name: str) -> str:
