@@ -189,7 +189,10 @@ def _say_gain(measured: Sequence[tuple[str, Ratio]], together: Ratio | None) -> 
             f"All together gain {together}, but no technique alone is shown to; the fastest is "
             f"{name}, {gain}"
         )
-    return f"No difference shown: no technique is faster than none; {name} is {gain}{and_all}"
+    ratios = [*(item[1] for item in measured), *([together] if together else [])]
+    slower = any(judge_speed(ratio.interval) == SLOWER for ratio in ratios)
+    said = "No gain shown" if slower else "No difference shown"
+    return f"{said}: no technique is faster than none; {name} is {gain}{and_all}"
 
 
 def say_findings(rows: Sequence[Row], contributions: Sequence[Contribution]) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FormatStrFormatter, MaxNLocator, NullLocator
 
 from hfbench.ablation_result import Ablation, Row
 from hfbench.verdict import FASTER, SLOWER
@@ -21,6 +22,7 @@ CSV_FILE = "ablation.csv"
 _COLORS = {FASTER: "#009E73", SLOWER: "#D55E00"}
 _PLAIN = "#555555"
 _FLAG = "#CC0000"
+_BEYOND = 1.6  # the axis ends at so many times the largest speed-up
 
 
 def plot_ablation(ablation: Ablation, path: Path) -> None:
@@ -31,7 +33,7 @@ def plot_ablation(ablation: Ablation, path: Path) -> None:
         path: PNG to write.
     """
     rows = [row for row in ablation.rows if row.speedup is not None]
-    figure = Figure(figsize=(9, 1.8 + 0.42 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(9, 1.8 + 0.4 * len(rows)), layout="constrained")
     speeds, memory = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
     _draw_speedups(speeds, rows)
     _draw_memory(memory, rows)
@@ -53,6 +55,10 @@ def _name(row: Row) -> str:
 
 
 def _draw_speedups(axes: Axes, rows: Sequence[Row]) -> None:
+    values = [row.speedup.value for row in rows if row.speedup]
+    # Intervals that say nothing would press all others together.
+    left, right = min(values) / _BEYOND, max(values) * _BEYOND
+    axes.set(xscale="log", xlim=(left, right))
     axes.axvline(1, color="black", linewidth=1)
     for place, row in enumerate(rows):
         found = row.speedup
@@ -60,7 +66,11 @@ def _draw_speedups(axes: Axes, rows: Sequence[Row]) -> None:
             continue
         color = _FLAG if row.flagged else _COLORS.get(row.verdict, _PLAIN)
         if found.low is not None and found.high is not None:
-            axes.plot([found.low, found.high], [place, place], color=color, linewidth=2)
+            ends = max(found.low, left), min(found.high, right)
+            axes.plot(ends, [place, place], color=color, linewidth=2)
+            for end, edge, mark in ((found.low, left, "<"), (found.high, right, ">")):
+                if not left <= end <= right:
+                    axes.plot(edge, place, mark, color=color, clip_on=False)
         axes.plot(found.value, place, "X" if row.flagged else "o", color=color)
         axes.annotate(
             f"{found.value:.2f}×",
@@ -72,12 +82,15 @@ def _draw_speedups(axes: Axes, rows: Sequence[Row]) -> None:
             color=color,
             bbox={"boxstyle": "square,pad=0.1", "color": "white"},  # the line at 1 goes behind it
         )
+    axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
+    axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel(
-        "speed-up over none, 95 % interval\n"
+        "speed-up over none, 95 % interval (an arrow: it goes on)\n"
         "green: faster, orange: slower, grey: no difference shown"
     )
     axes.grid(axis="x", alpha=0.3)
-    axes.margins(x=0.12, y=0.12)
+    axes.margins(y=0.12)
 
 
 def _draw_memory(axes: Axes, rows: Sequence[Row]) -> None:

@@ -261,11 +261,19 @@ def load_ablation(path: str | os.PathLike[str]) -> Ablation:
         raise ResultError(f"{path} holds no {ABLATION_FILE}; make one with: hfbench ablate RECIPE")
     file = found[-1]
     try:
-        ablation = Ablation.model_validate(json.loads(file.read_text("utf-8")))
+        content = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ResultError(f"{file} cannot be read: {error}") from None
+    version = content.get("schema_version") if isinstance(content, dict) else None
+    if version != ABLATION_VERSION:
+        raise ResultError(
+            f"{file} has schema_version {version}, expected {ABLATION_VERSION}; run hfbench ablate "
+            "again."
+        )
+    try:
+        ablation = Ablation.model_validate(content)
     except ValidationError as error:
         problems = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
         raise ResultError.from_problems(str(file), problems) from None
-    except (OSError, ValueError) as error:
-        raise ResultError(f"{file} cannot be read: {error}") from None
     ablation._folder = file.parent
     return ablation

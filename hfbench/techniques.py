@@ -254,7 +254,8 @@ def _workers(recipe: Recipe) -> Use | None:
     if not values[count]:
         return None
     off = {count: 0, persistent: False, prefetch: None}
-    return Use(WORKERS, WORKERS.name, f"{values[count]} processes", values, off, True)
+    detail = "1 process" if values[count] == 1 else f"{values[count]} processes"
+    return Use(WORKERS, WORKERS.name, detail, values, off, True)
 
 
 def _optimizer(recipe: Recipe) -> Use | None:

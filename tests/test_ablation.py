@@ -242,6 +242,12 @@ def test_gain_of_all_alone_and_a_loss_are_said() -> None:
     assert findings[0].startswith("Slower: accumulation, larger batch alone runs at 0.50×")
 
 
+def test_loss_without_a_gain_is_not_called_no_difference() -> None:
+    speeds = {"none": 100.0, "mixed-precision": 50.0, "accumulation-larger-batch": 99.0, "all": 50}
+    verdict, _ = say(plan_ablation(tiny_recipe(**TUNED)), speeds, speeds | {"all": 50.1})
+    assert verdict.startswith("No gain shown: no technique is faster than none;")
+
+
 def test_one_round_decides_nothing() -> None:
     verdict, findings = say(plan_ablation(tiny_recipe(**TUNED)), SPEEDS)
     assert verdict.startswith("Undecided from one round: accumulation, larger batch is the fastest")
@@ -442,6 +448,9 @@ def test_what_is_no_ablation_is_refused(tmp_path: Path) -> None:
         load_ablation(tmp_path)
     (tmp_path / "ablation.json").write_text('{"schema_version": 1}')
     with pytest.raises(ResultError, match="recipe: Field required"):
+        load_ablation(tmp_path)
+    (tmp_path / "ablation.json").write_text('{"schema_version": 2}')
+    with pytest.raises(ResultError, match="has schema_version 2, expected 1"):
         load_ablation(tmp_path)
     (tmp_path / "ablation.json").write_text("{")
     with pytest.raises(ResultError, match="cannot be read"):

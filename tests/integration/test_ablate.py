@@ -97,7 +97,7 @@ def test_what_cannot_be_measured_is_refused_at_once(
 
 
 @pytest.mark.slow
-def test_full_runs_are_compared_with_none(warm: WarmCommand, tmp_path: Path) -> None:
+def test_whole_runs_are_compared_with_none(warm: WarmCommand, tmp_path: Path) -> None:
     done = warm.run([*TUNED, "--full", "--repeats", "1"], tmp_path, timeout=200).check()
     runs = sorted((tmp_path / "runs").glob("quickstart_tuned.*/*/"))
     assert [run.parent.name.partition(".")[2] for run in runs] == [
@@ -109,4 +109,12 @@ def test_full_runs_are_compared_with_none(warm: WarmCommand, tmp_path: Path) -> 
     ]
     precisions = [read_result(run)["switches"]["precision"]["applied"] for run in runs]
     assert precisions == ["fp32", "fp32", "bf16", "bf16", "fp32"]
-    assert "quickstart_tuned.all against quickstart_tuned.none" in done.stdout
+    found = read_ablation(tmp_path / "runs")
+    assert (found["full"], found["finished_rounds"], len(found["runs"])) == (True, 1, 5)
+    seconds = {run.parent.name: read_result(run)["times"]["execution_seconds"] for run in runs}
+    assert found["rows"][-1]["speedup"]["value"] == pytest.approx(
+        seconds["quickstart_tuned.none"] / seconds["quickstart_tuned.all"]
+    )
+    for row in found["rows"]:
+        assert f"{100 * row['accuracy']['value']:.2f} %" in done.stdout
+    assert "whole runs of each, one a seed" in done.stdout
