@@ -137,14 +137,12 @@ def _ablate(
             _measure_round(session, number, observer)
             _save(session)  # a kill loses one round at most
     except KeyboardInterrupt:
-        done = _save(session)
+        done = _finish(session)
         raise Interrupted(
             f"Stopped after {done.finished_rounds} of {rounds} rounds; what was measured is in "
             f"{folder}."
         ) from None
-    _save(session)
-    plot_ablation(load_ablation(folder), folder / PLOT_FILE)
-    return load_ablation(folder)
+    return _finish(session)
 
 
 @contextmanager
@@ -231,6 +229,13 @@ def _fail(session: _Session, item: Configuration, error: Exception) -> None:
         raise error
     kind = "out of memory: " if isinstance(error, torch.OutOfMemoryError) else ""
     session.failures[item.name] = f"{kind}{first_line(error)}"
+
+
+def _finish(session: _Session) -> Ablation:
+    ablation = _save(session)
+    if ablation.windows:
+        plot_ablation(ablation, session.folder / PLOT_FILE)
+    return load_ablation(session.folder)
 
 
 def _save(session: _Session) -> Ablation:

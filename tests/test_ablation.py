@@ -382,6 +382,20 @@ def test_stopping_keeps_what_was_measured(tmp_path: Path) -> None:
     found = load_ablation(tmp_path / "ablations" / "tiny")
     assert (len(found.windows), found.rounds, found.finished_rounds) == (7, 9, 1)
     assert "Stopped after 1 of 9 rounds." in found.notes
+    assert found.folder is not None
+    assert (found.folder / "ablation.png").is_file()
+
+
+def test_stopping_before_the_first_window_keeps_the_first_losses(tmp_path: Path) -> None:
+    class Impatient(Observer):
+        def checked(self, configuration: Configuration, first_loss: FirstLoss | None) -> None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted, match="Stopped after 0 of 5 rounds"):
+        ablate(tiny_recipe(**TUNED), tmp_path, steps=1, observer=Impatient())
+    found = load_ablation(tmp_path / "ablations" / "tiny")
+    assert found.verdict == "Nothing was measured."
+    assert found.row("none").first_loss is not None
 
 
 def test_loss_that_grows_with_accumulation_is_flagged_everywhere(
