@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,34 @@ def confusion_figure(found: RunSet, counts: np.ndarray, name: str) -> Figure:
     """
     names = found.newest.data.label_names
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    worst = confused_pairs(counts)[:3]
+    main = "; ".join(
+        f"{names[row]} taken for {names[column]} in {share[row, column]:.1%}"
+        for row, column in worst
+    )
+    right = np.trace(counts) / counts.sum()
+    return Figure(
+        name=name,
+        svg=_draw(share, names, name),
+        alt=f"Confusion matrix of {found.label}: {percent(right)} of the test images are right. "
+        + (f"Most frequent mistakes: {main}." if main else "There are no mistakes."),
+        caption=f"{found.label}: share of each true class's test images, in per cent, that was "
+        f"predicted as each class; mistakes in the second colour. n = {found.n}, with "
+        f"{found.newest.data.eval_samples:,} test images each."
+        + (
+            ""
+            if len(names) <= NAMED_CLASSES
+            else f" The {len(names)} classes are numbered as in the data set."
+        ),
+        header=("true", "predicted", "count", "share of true class"),
+        data=[
+            (names[row], names[column], int(counts[row, column]), float(share[row, column]))
+            for row, column in zip(*np.nonzero(counts), strict=True)
+        ],
+    )
+
+
+def _draw(share: np.ndarray, names: Sequence[str], name: str) -> str:
     few = len(names) <= NAMED_CLASSES
     with rc_context(STYLE | {"axes.grid": False}):
         size = 190 + 42 * len(names) if few else 640
@@ -62,7 +91,7 @@ def confusion_figure(found: RunSet, counts: np.ndarray, name: str) -> Figure:
         if few:
             axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
             axes.set_yticks(range(len(names)), names)
-            for row, column in zip(*np.nonzero(counts), strict=True):
+            for row, column in zip(*np.nonzero(share), strict=True):
                 value = 100 * share[row, column]
                 axes.text(
                     column,
@@ -72,28 +101,7 @@ def confusion_figure(found: RunSet, counts: np.ndarray, name: str) -> Figure:
                     va="center",
                     fontsize=11,
                 )
-        svg = to_svg(figure, name)
-    worst = confused_pairs(counts)[:3]
-    main = "; ".join(
-        f"{names[row]} taken for {names[column]} in {share[row, column]:.1%}"
-        for row, column in worst
-    )
-    right = np.trace(counts) / counts.sum()
-    return Figure(
-        name=name,
-        svg=svg,
-        alt=f"Confusion matrix of {found.label}: {percent(right)} of the test images are right. "
-        + (f"Most frequent mistakes: {main}." if main else "There are no mistakes."),
-        caption=f"{found.label}: share of each true class's test images, in per cent, that was "
-        f"predicted as each class; mistakes in the second colour. n = {found.n}, with "
-        f"{found.newest.data.eval_samples:,} test images each."
-        + ("" if few else f" The {len(names)} classes are numbered as in the data set."),
-        header=("true", "predicted", "count", "share of true class"),
-        data=[
-            (names[row], names[column], int(counts[row, column]), float(share[row, column]))
-            for row, column in zip(*np.nonzero(counts), strict=True)
-        ],
-    )
+        return to_svg(figure, name)
 
 
 def confused_pairs(counts: np.ndarray) -> list[tuple[int, int]]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib import rc_context
 
-from hfbench.calibration import reliability
+from hfbench.calibration import Bin, reliability
 from hfbench.report.confusion import NAMED_CLASSES
 from hfbench.report.document import Figure
 from hfbench.report.drawing import (
@@ -23,10 +23,12 @@ from hfbench.report.drawing import (
     time_ticks,
     to_svg,
 )
-from hfbench.report.sets import RunSet, calibration_of, load_predictions, with_n
+from hfbench.report.sets import RunSet, Summary, calibration_of, load_predictions, with_n
 from hfbench.result import LOG_FILE, Result
 from hfbench.tables import percent
 
+_NO_ACCURACY = "not measured, since the labels are synthetic"
+_Log = tuple[RunSet, Result, list[dict[str, Any]]]  # what a run logged
 _LINES = ("-", "--", "-.", ":")
 
 
@@ -42,6 +44,24 @@ def curves_figure(sets: Sequence[RunSet], name: str) -> Figure | None:
     ]
     if not data:
         return None
+    ends = []
+    for found in sets:
+        last = found.share(lambda r: r.metrics.test.accuracy if r.metrics.test else None)
+        if last:
+            ends.append(f"{found.label} ends at {percent(last.mean)}")
+    return Figure(
+        name=name,
+        svg=_draw_curves(sets, logs, name),
+        alt="Loss and test accuracy over epochs and over time. Test accuracy: "
+        f"{'; '.join(ends) or _NO_ACCURACY}.",
+        caption="Training loss, test loss and test accuracy as logged, one line for each run: "
+        f"{with_n(sets)}.",
+        header=("set", "seed", "quantity", "epoch", "seconds", "value"),
+        data=data,
+    )
+
+
+def _draw_curves(sets: Sequence[RunSet], logs: Sequence[_Log], name: str) -> str:
     with rc_context(STYLE):
         figure = canvas(WIDTH, 560 + 12 * len(sets))
         grid = figure.subplots(2, 2, sharex="col", sharey="row")
@@ -64,25 +84,7 @@ def curves_figure(sets: Sequence[RunSet], name: str) -> Figure | None:
             )
         grid[0, 0].set_title("faint: training loss; marked: test loss")
         figure.legend(loc="outside lower center", ncols=2)
-        svg = to_svg(figure, name)
-    ends = []
-    for found in sets:
-        last = found.share(lambda r: r.metrics.test.accuracy if r.metrics.test else None)
-        if last:
-            ends.append(f"{found.label} ends at {percent(last.mean)}")
-    return Figure(
-        name=name,
-        svg=svg,
-        alt="Loss and test accuracy over epochs and over time. Test accuracy: "
-        f"{'; '.join(ends) or NO_ACCURACY}.",
-        caption="Training loss, test loss and test accuracy as logged, one line for each run: "
-        f"{with_n(sets)}.",
-        header=("set", "seed", "quantity", "epoch", "seconds", "value"),
-        data=data,
-    )
-
-
-NO_ACCURACY = "not measured, since the labels are synthetic"
+        return to_svg(figure, name)
 
 
 def _entries(result: Result) -> Iterator[dict[str, Any]]:
@@ -183,6 +185,26 @@ def reliability_figure(sets: Sequence[RunSet], name: str) -> Figure | None:
             drawn.append((found, error, reliability(probability, labels)))
     if not drawn:
         return None
+    errors = "; ".join(f"{found.label} {percent(error.mean)}" for found, error, _ in drawn)
+    return Figure(
+        name=name,
+        svg=_draw_reliability(drawn, name),
+        alt=f"Reliability diagrams. Expected calibration error: {errors}.",
+        caption="Share of right answers against the mean probability of the predicted class, in "
+        f"{len(drawn[0][2])} bins over the test images of all runs "
+        f"({with_n(found for found, _, _ in drawn)}). On the dashed line the probabilities can be "
+        "believed; below it the model is too sure. ECE: expected calibration error, mean of the "
+        "runs.",
+        header=("set", "low", "high", "count", "confidence", "accuracy"),
+        data=[
+            (found.label, entry.low, entry.high, entry.count, entry.confidence, entry.accuracy)
+            for found, _, bins in drawn
+            for entry in bins
+        ],
+    )
+
+
+def _draw_reliability(drawn: Sequence[tuple[RunSet, Summary, list[Bin]]], name: str) -> str:
     columns = min(len(drawn), 3)
     rows = -(-len(drawn) // columns)
     with rc_context(STYLE):
@@ -213,21 +235,4 @@ def reliability_figure(sets: Sequence[RunSet], name: str) -> Figure | None:
             axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
         figure.supxlabel("mean probability of the predicted class")
         figure.supylabel("share of right answers")
-        svg = to_svg(figure, name)
-    errors = "; ".join(f"{found.label} {percent(error.mean)}" for found, error, _ in drawn)
-    return Figure(
-        name=name,
-        svg=svg,
-        alt=f"Reliability diagrams. Expected calibration error: {errors}.",
-        caption="Share of right answers against the mean probability of the predicted class, in "
-        f"{len(drawn[0][2])} bins over the test images of all runs "
-        f"({with_n(found for found, _, _ in drawn)}). On the dashed line the probabilities can be "
-        "believed; below it the model is too sure. ECE: expected calibration error, mean of the "
-        "runs.",
-        header=("set", "low", "high", "count", "confidence", "accuracy"),
-        data=[
-            (found.label, entry.low, entry.high, entry.count, entry.confidence, entry.accuracy)
-            for found, _, bins in drawn
-            for entry in bins
-        ],
-    )
+        return to_svg(figure, name)

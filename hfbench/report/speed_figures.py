@@ -34,8 +34,48 @@ def speedup_figure(pairs: Sequence[Pair]) -> Figure | None:
     lines = list(_speedups(pairs))
     if not lines:
         return None
+    parts = [
+        f"{label}, {measure}: {speedup:.2f} times as fast"
+        + (f", 95 % interval {low:.2f} to {high:.2f}" if low is not None else ", no interval")
+        for label, measure, _, speedup, low, high in lines
+        if measure == SPEEDS[0]
+    ]
+    return Figure(
+        name="speedup",
+        svg=_draw_speedups(lines),
+        alt=f"Speed-ups of {len(_pair_counts(lines))} candidates. {'; '.join(parts)}.",
+        caption="Speed-up of each candidate over its baseline with 95 % intervals, "
+        + ", ".join(f"{label} n = {n}" for label, n in _pair_counts(lines))
+        + " (pairs of runs). Hollow: one pair, so no interval.",
+        header=("candidate", "measure", "pairs", "speedup", "low", "high"),
+        data=lines,
+    )
+
+
+_Line = tuple[str, str, int, float, float | None, float | None]
+
+
+def _speedups(pairs: Sequence[Pair]) -> Iterator[_Line]:
+    for pair in pairs:
+        if pair.comparison is None:
+            continue
+        rows = {row.name: row for row in pair.comparison.rows}
+        for measure in SPEEDS:
+            row = rows.get(measure)
+            if row is not None and row.speedup is not None:
+                yield (
+                    pair.candidate.label,
+                    measure,
+                    pair.comparison.pairs,
+                    row.speedup,
+                    row.low,
+                    row.high,
+                )
+
+
+def _draw_speedups(lines: Sequence[_Line]) -> str:
     with rc_context(STYLE):
-        figure = canvas(WIDTH, 100 + 22 * len(lines) + 14 * len(pairs))
+        figure = canvas(WIDTH, 100 + 22 * len(lines) + 14 * len(_pair_counts(lines)))
         axes = figure.subplots()
         positions, height, before = [], 0.0, ""
         for label, *_ in lines:
@@ -70,44 +110,7 @@ def speedup_figure(pairs: Sequence[Pair]) -> Figure | None:
         axes.invert_yaxis()
         axes.set_xlabel("speed-up over the baseline; right of 1 is faster")
         figure.legend(loc="outside upper center", ncols=3)
-        svg = to_svg(figure, "speedup")
-    parts = [
-        f"{label}, {measure}: {speedup:.2f} times as fast"
-        + (f", 95 % interval {low:.2f} to {high:.2f}" if low is not None else ", no interval")
-        for label, measure, _, speedup, low, high in lines
-        if measure == SPEEDS[0]
-    ]
-    return Figure(
-        name="speedup",
-        svg=svg,
-        alt=f"Speed-ups of {len(middle)} candidates. {'; '.join(parts)}.",
-        caption="Speed-up of each candidate over its baseline with 95 % intervals, "
-        + ", ".join(f"{label} n = {n}" for label, n in _pair_counts(lines))
-        + " (pairs of runs with the same seed). Hollow: one pair, so no interval.",
-        header=("candidate", "measure", "pairs", "speedup", "low", "high"),
-        data=lines,
-    )
-
-
-_Line = tuple[str, str, int, float, float | None, float | None]
-
-
-def _speedups(pairs: Sequence[Pair]) -> Iterator[_Line]:
-    for pair in pairs:
-        if pair.comparison is None:
-            continue
-        rows = {row.name: row for row in pair.comparison.rows}
-        for measure in SPEEDS:
-            row = rows.get(measure)
-            if row is not None and row.speedup is not None:
-                yield (
-                    pair.candidate.label,
-                    measure,
-                    pair.comparison.pairs,
-                    row.speedup,
-                    row.low,
-                    row.high,
-                )
+        return to_svg(figure, "speedup")
 
 
 def _pair_counts(lines: Sequence[_Line]) -> list[tuple[str, int]]:
@@ -158,6 +161,35 @@ def tradeoff_figure(
     if len(drawn) < 2:
         return None
     front = pareto_front([(cost.mean, accuracy.mean) for _, cost, accuracy in drawn])
+    show = duration if unit == "s" else (lambda value: f"{value:.0f} {unit}")
+    on_front = ", ".join(
+        f"{drawn[index][0].label} ({percent(drawn[index][2].mean)}, {show(drawn[index][1].mean)})"
+        for index in front
+    )
+    return Figure(
+        name=name,
+        svg=_draw_tradeoff(drawn, front, what, unit, name),
+        alt=f"Test accuracy against {what} of {len(drawn)} recipes. On the Pareto front: "
+        f"{on_front}.",
+        caption=f"{sets[0].dataset}, {sets[0].newest.data.eval_samples:,} test images, machine "
+        f"{sets[0].machine}: accuracy against {what}. Means of all runs, "
+        f"{with_n(found for found, _, _ in drawn)}; bars from the lowest to the highest run. "
+        "Filled: on the Pareto front, where none is both cheaper and more accurate.",
+        header=("set", "variant", "n", f"{what} ({unit})", "accuracy", "on_front"),
+        data=[
+            (found.label, found.recipe.variant, found.n, cost.mean, accuracy.mean, index in front)
+            for index, (found, cost, accuracy) in enumerate(drawn)
+        ],
+    )
+
+
+def _draw_tradeoff(
+    drawn: Sequence[tuple[RunSet, Summary, Summary]],
+    front: Sequence[int],
+    what: str,
+    unit: str,
+    name: str,
+) -> str:
     models = list(dict.fromkeys(found.model for found, _, _ in drawn))
     with rc_context(STYLE):
         figure = canvas(WIDTH, 380 + 20 * math.ceil(len(drawn) / 2))
@@ -195,27 +227,7 @@ def tradeoff_figure(
             shown = time_ticks(axes.xaxis, *axes.get_xlim())
         axes.set(xlabel=f"{what} ({shown})", ylabel="test accuracy (%)")
         figure.legend(loc="outside lower center", ncols=2)
-        svg = to_svg(figure, name)
-    show = duration if unit == "s" else (lambda value: f"{value:.0f} {unit}")
-    on_front = ", ".join(
-        f"{drawn[index][0].label} ({percent(drawn[index][2].mean)}, {show(drawn[index][1].mean)})"
-        for index in front
-    )
-    return Figure(
-        name=name,
-        svg=svg,
-        alt=f"Test accuracy against {what} of {len(drawn)} recipes. On the Pareto front: "
-        f"{on_front}.",
-        caption=f"{sets[0].dataset}, {sets[0].newest.data.eval_samples:,} test images, machine "
-        f"{sets[0].machine}: accuracy against {what}. Means of all runs, "
-        f"{with_n(found for found, _, _ in drawn)}; bars from the lowest to the highest run. "
-        "Filled: on the Pareto front, where none is both cheaper and more accurate.",
-        header=("set", "variant", "n", f"{what} ({unit})", "accuracy", "on_front"),
-        data=[
-            (found.label, found.recipe.variant, found.n, cost.mean, accuracy.mean, index in front)
-            for index, (found, cost, accuracy) in enumerate(drawn)
-        ],
-    )
+        return to_svg(figure, name)
 
 
 def _reach(summary: Summary, scale: float) -> list[list[float]]:
