@@ -70,7 +70,8 @@ class ClassChange:
         baseline: Accuracy on them, mean over seeds.
         candidate: The same.
         points: Candidate less baseline in percentage points.
-        low: Lower end of an interval that holds for all classes at once (Bonferroni).
+        low: Lower end of an interval that holds for all classes at once (Bonferroni), over the
+            images of these models: seeds are too few for so sure a statement about trainings.
         high: Upper end.
     """
 
@@ -288,7 +289,8 @@ def _class_changes(
     changes = []
     for number in present:
         inside = label == number
-        found = _in_points(accuracy_interval(after[:, inside] - before[:, inside], level))
+        change = (after[:, inside] - before[:, inside]).mean(axis=0, keepdims=True)
+        found = _in_points(accuracy_interval(change, level))
         changes.append(
             ClassChange(
                 name=label_names[number],
