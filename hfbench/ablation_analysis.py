@@ -173,7 +173,8 @@ def say_verdict(rows: Sequence[Row], contributions: Sequence[Contribution]) -> s
     checked = any(row.first_loss is not None for row in rows)
     wrong = f"{flagged} of {len(rows)} configurations have a wrong first loss"
     right = "no first loss is changed" if checked else "first losses were not checked"
-    return f"{_say_gain(measured, together)}; {wrong if flagged else right}."
+    gain = _say_gain(measured, together)
+    return f"{wrong}; {gain[0].lower()}{gain[1:]}." if flagged else f"{gain}; {right}."
 
 
 def _say_gain(measured: Sequence[tuple[str, Ratio]], together: Ratio | None) -> str:

@@ -71,7 +71,7 @@ def _draw_speedups(axes: Axes, rows: Sequence[Row]) -> None:
             for end, edge, mark in ((found.low, left, "<"), (found.high, right, ">")):
                 if not left <= end <= right:
                     axes.plot(edge, place, mark, color=color, clip_on=False)
-        axes.plot(found.value, place, "X" if row.flagged else "o", color=color)
+        axes.plot(found.value, place, "X" if row.flagged else "o", color=color, markersize=8)
         axes.annotate(
             f"{found.value:.2f}×",
             (found.value, place),
@@ -86,8 +86,8 @@ def _draw_speedups(axes: Axes, rows: Sequence[Row]) -> None:
     axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel(
-        "speed-up over none, 95 % interval (an arrow: it goes on)\n"
-        "green: faster, orange: slower, grey: no difference shown"
+        "speed-up over none, 95 % interval\n(green: faster, orange: slower,\n"
+        "grey: no difference shown; an arrow: it goes on)"
     )
     axes.grid(axis="x", alpha=0.3)
     axes.margins(y=0.12)
