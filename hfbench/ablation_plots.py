@@ -75,7 +75,7 @@ def _draw_speedups(axes: Axes, rows: Sequence[Row]) -> None:
         axes.annotate(
             f"{found.value:.2f}×",
             (found.value, place),
-            xytext=(0, 6),
+            xytext=(0, 9),
             textcoords="offset points",
             ha="center",
             fontsize=8,
