@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -246,6 +247,14 @@ def is_held(folder: Path) -> bool:
         return True
     lock.release()
     return False
+
+
+def tidy_up(folder: Path) -> None:
+    """Remove what a finished run leaves that was killed before it could do so itself."""
+    checkpoints = folder / "checkpoints"
+    if checkpoints.exists() or (folder / _LOCK_FILE).exists():
+        with contextlib.suppress(ResultError), hold(folder):
+            shutil.rmtree(checkpoints, ignore_errors=True)
 
 
 def newest_checkpoint(folder: Path) -> Path | None:

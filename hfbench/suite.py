@@ -8,7 +8,6 @@ machine that the runs are measured on.
 from __future__ import annotations
 
 import math
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -20,7 +19,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from hfbench.errors import Interrupted, ResultError
-from hfbench.folders import Matches, is_held, match_runs
+from hfbench.folders import Matches, is_held, match_runs, tidy_up
 from hfbench.launching import RunProcess, StopRequests, last_lines, say_ending
 from hfbench.progress import LogReader, Progress, SuiteRun
 from hfbench.recipe import Recipe
@@ -129,7 +128,8 @@ class _Suite:
     def run(self) -> SuiteOutcome:
         """Run everything in its order."""
         for run in self.runs:
-            _drop_checkpoints(run)
+            if run.result and run.result.folder:
+                tidy_up(run.result.folder)
         for run in self.runs:
             if run.state == "waiting" and not self._stop.asked:
                 self._wait_for_others(run)
@@ -218,7 +218,8 @@ class _Suite:
 
     def _finish(self, run: SuiteRun, result: Result) -> None:
         run.state, run.result, run.waits_for = "finished", result, None
-        _drop_checkpoints(run)
+        if result.folder:
+            tidy_up(result.folder)
         self._tell(run)
 
     def _fail(self, run: SuiteRun, code: int, process: RunProcess, matches: Matches) -> None:
@@ -271,12 +272,6 @@ class _Suite:
         if known is None or not self._startups:
             return known
         return known - STARTUP_SECONDS + median(self._startups)
-
-
-def _drop_checkpoints(run: SuiteRun) -> None:
-    """Remove what a run leaves that is killed after its result was written, before it tidied up."""
-    if run.result and run.result.folder:
-        shutil.rmtree(run.result.folder / "checkpoints", ignore_errors=True)
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from hfbench.folders import (
     make_folder,
     match_runs,
     note_environment,
+    tidy_up,
 )
 from hfbench.recipe import Recipe
 from hfbench.result import Run, find_runs, save_result
@@ -151,6 +152,17 @@ def test_folder_of_a_killed_process_is_free(tmp_path: Path) -> None:
     assert not is_held(tmp_path)
     with hold(tmp_path):
         pass
+
+
+def test_finished_run_that_was_killed_while_tidying_up_is_tidied_up(tmp_path: Path) -> None:
+    folder = add_run(tmp_path)
+    note_environment(folder, HERE, 1)
+    (folder / ".lock").touch()
+    with hold(folder):
+        tidy_up(folder)
+        assert (folder / "checkpoints").exists()  # its own process does it
+    tidy_up(folder)
+    assert {path.name for path in folder.iterdir()} == {"recipe.json", "result.json"}
 
 
 def test_two_never_hold_a_folder_at_once(tmp_path: Path) -> None:
