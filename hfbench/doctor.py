@@ -53,7 +53,9 @@ class _Examination:
 
     @property
     def batch_size(self) -> int:
-        return int(self.recipe.argument("per_device_train_batch_size"))
+        """Images of a batch; there may be fewer than the recipe asks for."""
+        wanted = int(self.recipe.argument("per_device_train_batch_size"))
+        return min(wanted, len(self.bench.inputs.train))
 
     @property
     def accumulation(self) -> int:
@@ -183,8 +185,8 @@ def _fit_batch_to_time(examination: _Examination) -> float:
     if k > 1 and per_image * batch * k > affordable:  # the optimizer's share is known all the same
         bench.recipe = with_arguments(bench.recipe, **{_STEPS: 1})
         examination.notes.append("Measured without accumulation, to save time.")
+    bench.recipe = with_arguments(bench.recipe, per_device_train_batch_size=fits)
     if fits < batch:
-        bench.recipe = with_arguments(bench.recipe, per_device_train_batch_size=fits)
         examination.notes.append(
             f"Measured on batches of {fits} images instead of {batch}: one of {batch} would take "
             f"about {duration(per_image * batch)} here. Loader, copy and model are taken to grow "

@@ -12,6 +12,8 @@ def find_limit(step: Step) -> Limit:
     return max(parts, key=step.seconds)
 
 
+_SLOWER = 0.95  # a measured gain below it is a loss
+
 _NAMES: dict[Limit, str] = {
     "model": "the model",
     "loader": "the loader",
@@ -77,13 +79,18 @@ def _say_techniques(advice: list[Advice]) -> str:
     if has:
         gains = [f"{item.technique} gains {_gain(item)}" for item in has]
         sentences.append(f"Of what it has, {' and '.join(gains)}.")
+    sentences += [
+        f"It has {item.technique}, which makes it slower: {_gain(item)}."
+        for item in advice
+        if item.in_recipe and (item.speedup_measured or 1) < _SLOWER
+    ]
     measured = [item for item in could if item.helps == "yes"]
     if measured:
-        gains = [f"{item.technique} {_gain(item)}" for item in measured]
-        sentences.append(f"Measured in short, it would gain by {' and by '.join(gains)}.")
+        gains = [f"{item.technique} would gain {_gain(item)}" for item in measured]
+        sentences.append(f"Tried here, {' and '.join(gains)}.")
     elif could:
         gains = [f"{item.technique} at most {_gain(item)}" for item in could]
-        sentences.append(f"It could gain by {', by '.join(gains)}.")
+        sentences.append(f"There is room for {', '.join(gains)}.")
     elif any(item.helps == "perhaps" for item in advice):
         tried = [item.technique for item in advice if item.helps == "perhaps"]
         sentences.append(f"What might help was not tried: {' and '.join(tried)}.")

@@ -221,7 +221,22 @@ def test_speedup_without_a_part_is_amdahls() -> None:
     ],
 )
 def test_verdict_names_the_largest_part(changes: Any, limit: str, words: str) -> None:
-    forecast = Forecast(
+    found = step(**changes)
+    assert find_limit(found) == limit
+    verdict = say_verdict("vit", find_limit(found), found, forecast(), advise(evidence()), None)
+    assert words in verdict
+    assert "about 1 min 05 s (50.0 s to 1 min 20 s), training at 123.4 images/s" in verdict
+    assert "mixed precision would gain 1.33×" in verdict  # 100 / (100 - 50 + 50 x 20 / 40)
+
+
+def test_verdict_names_what_the_recipe_has_and_is_slower_by() -> None:
+    slower = evidence(tiny_recipe(bf16=True), other_model_seconds=0.020)
+    verdict = say_verdict("vit", "model", step(), forecast(), advise(slower), None)
+    assert "It has mixed precision, which makes it slower: 0.75×" in verdict
+
+
+def forecast() -> Forecast:
+    return Forecast(
         samples_per_second=123.4,
         lowest_samples_per_second=100,
         highest_samples_per_second=150,
@@ -234,12 +249,6 @@ def test_verdict_names_the_largest_part(changes: Any, limit: str, words: str) ->
         highest_execution_seconds=80,
         note="",
     )
-    found = step(**changes)
-    assert find_limit(found) == limit
-    verdict = say_verdict("vit", find_limit(found), found, forecast, advise(evidence()), None)
-    assert words in verdict
-    assert "about 1 min 05 s (50.0 s to 1 min 20 s), training at 123.4 images/s" in verdict
-    assert "mixed precision 1.33×" in verdict  # 100 / (100 - 50 + 50 x 20 / 40)
 
 
 # -- what can help and what cannot
@@ -455,7 +464,7 @@ def test_doctor_flags_wrong_accumulation_and_measures_a_batch_that_there_is_time
     recipe = tiny_recipe(
         gradient_accumulation_steps=2, per_device_train_batch_size=24, dataloader_num_workers=1
     )
-    found = examine(recipe, seconds=0.5)
+    found = examine(recipe, seconds=0.02)  # a millisecond for an update: too little for 24 images
     assert found.accumulation is not None
     assert not found.accumulation.passed
     assert found.verdict.startswith("ACCUMULATION IS WRONG")
