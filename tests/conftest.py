@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import tempfile
 from pathlib import Path
@@ -15,6 +16,15 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"
 for _name in ("HF_TOKEN", "HF_ENDPOINT", "HF_DATASETS_CACHE", "WORLD_SIZE", "RANK"):
     os.environ.pop(_name, None)
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was imported out of garbage collections.
+
+    Trainer collects in each run, and all libraries' objects take 0.4 s a time.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
