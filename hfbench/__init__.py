@@ -1,8 +1,9 @@
 """Measure what performance tuning buys when a Hugging Face image classifier is fine-tuned.
 
-The public door is three functions: `load_recipe` reads one experiment, `run_recipe` runs it,
-`compare` sets a result against its baseline. They are imported when first used, so that ``import
-hfbench`` costs nothing.
+The public door is functions: `load_recipe` reads one experiment, `run_recipe` runs it, `run_suite`
+runs many, `compare` gives the verdict, `ablate` and `examine` say what each technique contributes
+and what limits a recipe, `write_report` shows everything. They are imported when first used, so that
+``import hfbench`` costs nothing.
 """
 
 from __future__ import annotations
@@ -11,21 +12,32 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hfbench.ablation import ablate
     from hfbench.comparison import Comparison, compare
+    from hfbench.doctor import examine
     from hfbench.recipe import Recipe, load_recipe
-    from hfbench.result import Result, load_result
+    from hfbench.repeats import select_repeats
+    from hfbench.report import write_report
+    from hfbench.result import Result, load_result, load_results
     from hfbench.runner import run_recipe
+    from hfbench.suite import run_suite
 
     __version__: str
 
 _HOMES = {
+    "ablate": "hfbench.ablation",
     "Comparison": "hfbench.comparison",
     "compare": "hfbench.comparison",
+    "examine": "hfbench.doctor",
     "Recipe": "hfbench.recipe",
     "load_recipe": "hfbench.recipe",
     "Result": "hfbench.result",
     "load_result": "hfbench.result",
+    "load_results": "hfbench.result",
     "run_recipe": "hfbench.runner",
+    "run_suite": "hfbench.suite",
+    "select_repeats": "hfbench.repeats",
+    "write_report": "hfbench.report",
 }
 
 __all__ = [
@@ -33,10 +45,16 @@ __all__ = [
     "Recipe",
     "Result",
     "__version__",
+    "ablate",
     "compare",
+    "examine",
     "load_recipe",
     "load_result",
+    "load_results",
     "run_recipe",
+    "run_suite",
+    "select_repeats",
+    "write_report",
 ]
 
 

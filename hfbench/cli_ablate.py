@@ -61,7 +61,7 @@ def measure_and_show(
     from hfbench.ablation import ROUNDS, Observer, ablate
     from hfbench.ablation_plan import Configuration, Plan
     from hfbench.parity import FirstLoss
-    from hfbench.tables import duration
+    from hfbench.quantities import duration
     from hfbench.tables_ablation import ablation_tables, plan_table
     from hfbench.windows import Window
 

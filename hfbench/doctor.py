@@ -21,10 +21,10 @@ from hfbench.environment import describe_environment
 from hfbench.errors import DeviceError, HfbenchError, first_line
 from hfbench.forecast import plan_schedule, predict_duration
 from hfbench.limits import find_limit, say_verdict
+from hfbench.quantities import duration
 from hfbench.recipe import Recipe
 from hfbench.sides import Sides
 from hfbench.slices import Slices, describe_sides, divide_step, measure_slices, median_of
-from hfbench.tables import duration
 from hfbench.techniques import MIXED_PRECISION, Use, change, find_uses
 from hfbench.training import build_training_arguments
 from hfbench.windows import Bench, with_arguments

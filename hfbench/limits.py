@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hfbench.diagnosis import AccumulationCheck, Advice, Forecast, Limit, Step
-from hfbench.tables import duration
+from hfbench.quantities import duration
 
 
 def find_limit(step: Step) -> Limit:

@@ -10,7 +10,8 @@ from rich.text import Text
 
 from hfbench.ablation_plan import Plan
 from hfbench.ablation_result import Ablation, NotMeasured, Ratio, Row
-from hfbench.tables import PlainTable, percent
+from hfbench.quantities import percent
+from hfbench.tables import PlainTable
 from hfbench.verdict import FASTER, SLOWER
 
 _STYLES = {FASTER: "green", SLOWER: "red"}

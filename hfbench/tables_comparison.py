@@ -10,8 +10,9 @@ from rich.text import Text
 
 from hfbench.comparison import Comparison
 from hfbench.differing import Difference
+from hfbench.quantities import duration, percent
 from hfbench.rows import Row
-from hfbench.tables import PlainTable, as_text, duration, percent
+from hfbench.tables import PlainTable, as_text
 from hfbench.verdict import AccuracyVerdict
 
 _CLASSES_SHOWN = 5

@@ -8,7 +8,8 @@ from rich.text import Text
 
 from hfbench.diagnosis import Diagnosis
 from hfbench.limits import milliseconds
-from hfbench.tables import PlainTable, duration
+from hfbench.quantities import duration
+from hfbench.tables import PlainTable
 
 
 def diagnosis_tables(found: Diagnosis) -> Group:

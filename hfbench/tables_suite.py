@@ -10,9 +10,10 @@ from rich.text import Text
 
 from hfbench.launching import say_ending
 from hfbench.progress import Progress, SuiteRun
+from hfbench.quantities import duration, percent
 from hfbench.schedule import Plan, PlannedRun, total_estimate
 from hfbench.suite import SuiteOutcome, Verdict
-from hfbench.tables import PlainTable, duration, percent
+from hfbench.tables import PlainTable
 
 _COLORS = {"finished": "green", "failed": "red", "running": "bold", "waiting": "dim"}
 
@@ -70,7 +71,8 @@ def progress_table(progress: Progress) -> Group:
     table = PlainTable()
     table.add_column("recipe")
     for number in range(max(map(len, rows.values()), default=0)):
-        table.add_column(f"repeat {number + 1}")
+        seeds = {runs[number].planned.seed for runs in rows.values() if len(runs) > number}
+        table.add_column(f"seed {seeds.pop()}" if len(seeds) == 1 else f"repeat {number + 1}")
     for name, runs in rows.items():
         table.add_row(name, *(Text(_say_cell(run), style=_COLORS[run.state]) for run in runs))
     return Group(table, Text(say_left(progress)))
@@ -86,21 +88,21 @@ def _say_cell(run: SuiteRun) -> str:
         return "still runs elsewhere"
     if run.state == "running":
         made = f"{run.progress.step}/{run.progress.steps}, " if run.progress else ""
-        return f"{made}{duration(round(run.seconds or 0))}"
+        return f"{made}{_whole(run.seconds or 0)}"
     return "waiting"
 
 
 def say_left(progress: Progress) -> str:
     """Say how much is done and how long the rest takes."""
     ended = sum(run.state in ("finished", "failed") for run in progress.runs)
-    said = f"{ended} of {len(progress.runs)} runs, {duration(round(progress.elapsed_seconds))}"
+    said = f"{ended} of {len(progress.runs)} runs, {_whole(progress.elapsed_seconds)}"
     if progress.stopping:
         return f"{said}. Stopping; the run in progress saves a checkpoint (Ctrl-C again: at once)."
     if ended == len(progress.runs):
         return f"{said}."
     if progress.left_seconds:
         least = "about" if progress.left_is_known else "at least"
-        return f"{said}; {least} {duration(round(progress.left_seconds))} left."
+        return f"{said}; {least} {_whole(progress.left_seconds)} left."
     return f"{said}; time left: unknown until the first has run a little."
 
 
@@ -145,6 +147,10 @@ def _cells(run: SuiteRun) -> list[str]:
         duration(run.result.times.execution_seconds),
         f"{speed:.1f}" if speed else "–",
     ]
+
+
+def _whole(seconds: float) -> str:
+    return f"{round(seconds)} s" if round(seconds) < 60 else duration(round(seconds))
 
 
 def _accuracy(run: SuiteRun) -> str:

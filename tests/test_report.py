@@ -16,12 +16,12 @@ import pytest
 
 from hfbench.ablation_result import ABLATION_VERSION
 from hfbench.errors import ResultError
+from hfbench.quantities import duration, percent
 from hfbench.recipe import load_recipe, shipped_recipes
 from hfbench.report import write_report
 from hfbench.report.drawing import THEME
 from hfbench.report.speed_figures import pareto_front
 from hfbench.result import Metrics, Result, TimeBudget, load_result, save_result
-from hfbench.tables import duration, percent
 from tests.builders import make_result, make_split
 from tests.made_up import save_repeats
 

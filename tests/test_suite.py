@@ -694,10 +694,11 @@ def suite_runs() -> list[SuiteRun]:
     ]
 
 
-def test_live_table_has_a_row_a_recipe_and_a_column_a_repeat(suite_runs: list[SuiteRun]) -> None:
+def test_live_table_has_a_row_a_recipe_and_a_column_a_seed(suite_runs: list[SuiteRun]) -> None:
     suite_runs[2].progress = RunProgress(30, 80, 100.0)
     shown = show(progress_table(Progress(suite_runs, None, 200.0, 300.0, False)))
     rows = {line.split("│")[1].strip(): line for line in shown.splitlines() if "│" in line}
+    assert "seed 42" in shown
     assert "80.00 %, 2 min 05 s" in rows["a"]
     assert "30/80, 1 min 01 s" in rows["a"]
     assert "exit code 1" in rows["b"]

@@ -7,11 +7,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console, RenderableType
 
+from hfbench.quantities import duration, percent
 from hfbench.result import Metrics, Switch, find_runs
 from hfbench.tables import (
-    duration,
     environment_table,
-    percent,
     prediction_table,
     result_table,
     run_table,

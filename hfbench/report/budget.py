@@ -8,11 +8,11 @@ from typing import Any
 
 from matplotlib import rc_context
 
+from hfbench.quantities import duration
 from hfbench.report.document import Figure
 from hfbench.report.drawing import BACKGROUND, INK, SERIES, STYLE, WIDTH, canvas, time_ticks, to_svg
 from hfbench.report.sets import RunSet, with_n
 from hfbench.result import Result
-from hfbench.tables import duration
 
 
 @dataclass(frozen=True)

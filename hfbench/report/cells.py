@@ -6,10 +6,10 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+from hfbench.quantities import duration, percent
 from hfbench.report.document import NOT_GIVEN, NOT_MEASURED, NOT_RUN, Cell
 from hfbench.report.sets import Summary
 from hfbench.rows import Row
-from hfbench.tables import duration, percent
 
 
 def not_run() -> Cell:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
+from hfbench.quantities import duration
 from hfbench.report import cells
 from hfbench.report.budget import (
     AFTER,
@@ -35,7 +36,6 @@ from hfbench.report.sets import RunSet, grouped, same_test, same_work
 from hfbench.report.speed_figures import tradeoff_figure
 from hfbench.report.verdicts import anchor
 from hfbench.result import Compute, Result
-from hfbench.tables import duration
 
 _SHOWN_MISTAKES = 15
 _SET = Column("recipe", "set", numeric=False)

@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib import rc_context
 
 from hfbench.calibration import Bin, reliability
+from hfbench.quantities import percent
 from hfbench.report.confusion import NAMED_CLASSES
 from hfbench.report.document import Figure
 from hfbench.report.drawing import (
@@ -25,7 +26,6 @@ from hfbench.report.drawing import (
 )
 from hfbench.report.sets import RunSet, Summary, calibration_of, load_predictions, with_n
 from hfbench.result import LOG_FILE, Result
-from hfbench.tables import percent
 
 _NO_ACCURACY = "not measured, since the labels are synthetic"
 _Log = tuple[RunSet, Result, list[dict[str, Any]]]  # what a run logged

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from matplotlib import rc_context
 
+from hfbench.quantities import duration, percent
 from hfbench.report.document import Figure
 from hfbench.report.drawing import (
     BACKGROUND,
@@ -23,7 +24,6 @@ from hfbench.report.drawing import (
 )
 from hfbench.report.sets import Pair, RunSet, Summary, with_n
 from hfbench.result import Result
-from hfbench.tables import duration, percent
 
 SPEEDS = ("execution time", "train time", "steady-state training")
 _VARIANT_MARKERS = {"untuned": "o", "tuned": "s", "fast": "^"}
