@@ -2,8 +2,8 @@
 
 The public door is functions: `load_recipe` reads one experiment, `run_recipe` runs it, `run_suite`
 runs many, `compare` gives the verdict, `ablate` and `examine` say what each technique contributes
-and what limits a recipe, `write_report` shows everything. They are imported when first used, so that
-``import hfbench`` costs nothing.
+and what limits a recipe, `write_report` shows everything. They are imported when first used, so
+that ``import hfbench`` costs nothing.
 """
 
 from __future__ import annotations
