@@ -31,8 +31,11 @@ def suite_command(
         ),
     ],
     repeats: Annotated[
-        int, typer.Option("--repeats", min=1, help="Runs of each recipe, each with its own seed.")
-    ] = 3,
+        int | None,
+        typer.Option(
+            "--repeats", min=1, help="Runs of each recipe, each with its own seed. [default: 3]"
+        ),
+    ] = None,
     seeds: Annotated[
         str | None,
         typer.Option(
@@ -62,8 +65,8 @@ def suite_command(
     from hfbench.schedule import plan_runs, repeat_recipes
 
     build_command(launcher)  # says at once what is wrong with it
-    chosen = parse_seeds(seeds) if seeds is not None else None
-    repeated = repeat_recipes(load_apart(*split_words(recipes)), repeats, chosen)
+    chosen = parse_seeds(seeds, repeats) if seeds is not None else None
+    repeated = repeat_recipes(load_apart(*split_words(recipes)), repeats or 3, chosen)
     plan = plan_runs(repeated, output_dir, launcher)
     if not dry_run:
         raise typer.Exit(run_and_show(plan, as_json))

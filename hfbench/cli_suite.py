@@ -73,11 +73,11 @@ def _send_recipes(sender: Connection, names: Sequence[str], overrides: Sequence[
         sender.send(error)
 
 
-def parse_seeds(text: str) -> list[int]:
+def parse_seeds(text: str, repeats: int | None = None) -> list[int]:
     """Read ``1,2,3``.
 
     Raises:
-        RecipeError: If there is anything else in it.
+        RecipeError: If there is anything else in it, or not as many as `repeats`.
     """
     words = [word.strip() for word in text.split(",")]
     wrong = [word for word in words if not word.isdecimal() or int(word) >= _SEED_LIMIT]
@@ -85,6 +85,11 @@ def parse_seeds(text: str) -> list[int]:
         raise RecipeError(
             f"--seeds: found {text!r}, expected different whole numbers from 0 to "
             f"{_SEED_LIMIT - 1}, as in 1,2,3."
+        )
+    if repeats not in (None, len(words)):
+        raise RecipeError(
+            f"--repeats {repeats} and --seeds with {len(words)} seeds contradict each other; leave "
+            f"out --repeats."
         )
     return [int(word) for word in words]
 

@@ -28,7 +28,7 @@ class PlannedRun:
         environment: Where it will run.
         result: Of an earlier run in this environment, which counts; ``None`` if it has to be run.
         resumes: An unfinished run to go on with.
-        notes: Why other runs of this recipe do not count, a sentence each.
+        notes: Why other runs of this recipe do not count, and the like, a sentence each.
         estimate_seconds: Wall time of the whole process, from runs with any seed; ``None`` if there
             are none.
     """
@@ -202,7 +202,7 @@ def plan_runs(recipes: Sequence[Recipe], output_dir: Path, launcher: str = "") -
                 environment=here,
                 result=matches.finished[-1] if matches.finished else None,
                 resumes=matches.unfinished[-1] if matches.unfinished else None,
-                notes=tuple(_say_others(matches)),
+                notes=tuple(_say_others(matches, here)),
                 estimate_seconds=_estimate(recipe, runs, here, world_size),
             )
         )
@@ -214,11 +214,16 @@ def same_but_seed(recipe: Recipe) -> str:
     return with_seed(recipe, -1).digest()
 
 
-def _say_others(matches: Matches) -> list[str]:
+def _say_others(matches: Matches, here: Environment) -> list[str]:
     said = list(matches.unreadable)
     for run in matches.elsewhere:
         state = "finished" if run.finished else "begun"
         said.append(f"{run.folder.name} was {state} with {run}: it does not count.")
+    if matches.finished:
+        commits = [e.hfbench_commit for e in (matches.finished[-1].environment, here)]
+        if None not in commits and commits[0] != commits[1]:
+            before, now = (str(commit)[:10] for commit in commits)
+            said.append(f"It is of hfbench's commit {before}, now {now}: it counts.")
     return said
 
 

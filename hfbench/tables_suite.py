@@ -51,9 +51,9 @@ def say_total(plan: Plan) -> str:
 
 
 def _say_planned(run: PlannedRun) -> str:
-    if run.result:
-        return f"finished: {run.result.run_id}"
     said = f"goes on with {run.resumes.name}" if run.resumes else "runs"
+    if run.result:
+        said = f"finished: {run.result.run_id}"
     return "\n".join([said, *run.notes])
 
 

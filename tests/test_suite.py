@@ -212,7 +212,9 @@ def test_seeds_that_are_none_are_refused(text: str) -> None:
 
 
 def test_seeds_are_read_in_their_order() -> None:
-    assert parse_seeds("3, 1,20") == [3, 1, 20]
+    assert parse_seeds("3, 1,20") == parse_seeds("3,1,20", repeats=3) == [3, 1, 20]
+    with pytest.raises(RecipeError, match="leave out --repeats"):
+        parse_seeds("1,2", repeats=3)
 
 
 def test_recipes_and_overrides_are_told_apart(tmp_path: Path) -> None:
@@ -377,6 +379,21 @@ def test_run_with_another_library_is_shown_and_not_mixed(fake: Fake) -> None:
     assert [r.environment.packages["torch"] for r in outcome.results] == ["2.16.0"]
     fake.see("2.15.0")
     assert fake.plan(A, repeats=1).todo == []
+
+
+def test_run_of_another_commit_counts_and_is_shown(fake: Fake) -> None:
+    fake.run(A, repeats=1)
+    newer = ENVIRONMENT.model_copy(update={"hfbench_commit": "b" * 40})
+    content = newer.model_dump(mode="json") | {"world_size": 1}
+    for commit, notes in ((None, 0), ("a" * 40, 1)):
+        older = ENVIRONMENT.model_copy(update={"hfbench_commit": commit})
+        (folder,) = fake.runs.glob("a/*/")
+        save_result(make_result(recipe=A, run_id=folder.name, environment=older), folder)
+        write_json(content, fake.folder / "environment.json")
+        (run,) = fake.plan(A, repeats=1).runs
+        assert run.result is not None
+        assert len(run.notes) == notes
+    assert run.notes[0].endswith("commit aaaaaaaaaa, now bbbbbbbbbb: it counts.")
 
 
 def test_run_with_another_number_of_processes_does_not_count(fake: Fake) -> None:

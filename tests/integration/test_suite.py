@@ -183,6 +183,29 @@ def test_mistakes_are_all_said_before_anything_runs(warm: WarmCommand, tmp_path:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_crash_of_one_is_said_and_the_exit_code_is_one(
+    forking: Forking, warm: WarmCommand, tmp_path: Path
+) -> None:
+    missing = load_recipe("quickstart_tuned", ["dataset.name_or_path=nobody/nothing"])
+    (tmp_path / "bad.json").write_text(json.dumps(missing.as_json()))
+    command = ["suite", "quickstart_untuned", "bad.json", *CHANGES, "--repeats", "1"]
+    done = warm.run([*command, "--launcher", forking.launcher], tmp_path)
+    assert done.exit_code == 1
+    assert "quickstart_tuned, seed 42: failed, exit code 2" in done.stderr
+    assert "nobody/nothing" in done.stderr
+    assert "quickstart_untuned, seed 42: finished" in done.stderr
+    assert "its output is in runs/.suite/quickstart_tuned-seed42.log" in done.stdout
+    assert "no run of quickstart_tuned is finished" in done.stdout
+
+
+def test_environment_is_said_once_with_the_number_of_processes(
+    warm: WarmCommand, tmp_path: Path
+) -> None:
+    first = warm.run(["env", "--json"], tmp_path, RANK="0", WORLD_SIZE="2").check()
+    assert json.loads(first.stdout)["world_size"] == 2
+    assert warm.run(["env", "--json"], tmp_path, RANK="1", WORLD_SIZE="2").check().stdout == ""
+
+
 def test_run_without_a_launcher_has_a_process_of_its_own(tmp_path: Path) -> None:
     command = ["suite", "quickstart_untuned", *SHORT, "--repeats", "1"]
     done = run_fresh(command, tmp_path).check()
