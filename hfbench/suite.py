@@ -233,9 +233,15 @@ class _Suite:
         self._tell(run)
 
     def _note_time(self, run: SuiteRun, result: Result) -> None:
-        if run.seconds is not None and result.training.sessions == 1:
-            self._times.setdefault(same_but_seed(run.planned.recipe), []).append(run.seconds)
-            self._startups.append(run.seconds - result.times.total_seconds)
+        whole, total = run.seconds or 0.0, result.times.total_seconds
+        if result.training.sessions == 1:
+            self._startups.append(whole - total)
+        else:  # its process made only a part of it
+            whole = total + self._startup()
+        self._times.setdefault(same_but_seed(run.planned.recipe), []).append(whole)
+
+    def _startup(self) -> float:
+        return median(self._startups) if self._startups else STARTUP_SECONDS
 
     def _elapsed(self) -> float:
         return time.monotonic() - self._started
@@ -269,9 +275,7 @@ class _Suite:
             if other.progress and same_but_seed(other.planned.recipe) == key:
                 return (other.seconds or 0.0) + other.progress.left_seconds
         known = run.planned.estimate_seconds
-        if known is None or not self._startups:
-            return known
-        return known - STARTUP_SECONDS + median(self._startups)
+        return None if known is None else known - STARTUP_SECONDS + self._startup()
 
 
 @contextmanager

@@ -103,7 +103,7 @@ def say_left(progress: Progress) -> str:
     if progress.left_seconds:
         least = "about" if progress.left_is_known else "at least"
         return f"{said}; {least} {_whole(progress.left_seconds)} left."
-    return f"{said}; time left: unknown until the first has run a little."
+    return f"{said}; time left: unknown yet."
 
 
 def say_change(progress: Progress) -> str:

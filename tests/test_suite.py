@@ -458,6 +458,17 @@ def test_time_left_counts_what_has_been_seen(fake: Fake) -> None:
     assert told[-1].startswith("2 of 2 runs, ")
 
 
+def test_resumed_run_counts_whole_in_the_time_left(fake: Fake) -> None:
+    # make_result's 109 s were spent in two sessions, of which the suite saw the second.
+    file = fake.folder / "result.json"
+    content = json.loads(file.read_text())
+    content["training"]["sessions"] = 2
+    file.write_text(json.dumps(content))
+    lefts = []
+    run_plan(fake.plan(A), lambda progress: lefts.append(progress.left_seconds))
+    assert lefts[2] == pytest.approx(119.0)
+
+
 def write_log(folder: Path, *entries: tuple[int, float, float]) -> None:
     keys = ("step", "epoch", "seconds")
     lines = [json.dumps(dict(zip(keys, entry, strict=True))) + "\n" for entry in entries]
