@@ -238,7 +238,7 @@ def test_second_signal_in_training_leaves_the_run_resumable(
         with pytest.raises(Interrupted):
             run_recipe(recipe, tmp_path)
     (run,) = find_runs(tmp_path)
-    names = {path.name for path in (run.folder / "checkpoints").iterdir()}
+    names = {path.name for path in (run.folder / "checkpoints").glob("checkpoint-*")}
     assert names == {"checkpoint-2", "checkpoint-4"}
     assert run_recipe(recipe, tmp_path, resume=True).training.sessions == 2
 
