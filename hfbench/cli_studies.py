@@ -33,7 +33,7 @@ def suite_command(
     repeats: Annotated[
         int | None,
         typer.Option(
-            "--repeats", min=1, help="Runs of each recipe, each with its own seed. [default: 3]"
+            "--repeats", min=1, help="Runs of each recipe, each with its own seed (default: 3)."
         ),
     ] = None,
     seeds: Annotated[

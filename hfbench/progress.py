@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any, Literal
 
 from hfbench.recipe import Recipe
 from hfbench.result import LOG_FILE, Result
-from hfbench.schedule import PlannedRun
+from hfbench.schedule import STARTUP_SECONDS, PlannedRun, same_but_seed
 
 _DEFAULT_EPOCHS = 3.0  # of TrainingArguments, whose import takes seconds
 
@@ -137,3 +139,44 @@ class LogReader:
         epochs = arguments.get("num_train_epochs", _DEFAULT_EPOCHS)
         made = self._last["epoch"]
         return round(epochs * self._last["step"] / made) if made else 0
+
+
+class TimeLeft:
+    """Estimates how long a suite still takes from what its runs have taken so far."""
+
+    def __init__(self) -> None:
+        self._times: dict[str, list[float]] = {}  # same_but_seed -> wall times of whole runs
+        self._startups: list[float] = []
+
+    def note(self, run: SuiteRun, result: Result) -> None:
+        """Learn from a run whose process has just ended."""
+        whole, total = run.seconds or 0.0, result.times.total_seconds
+        if result.training.sessions == 1:
+            self._startups.append(whole - total)
+        else:  # its process made only a part of it
+            whole = total + self._startup()
+        self._times.setdefault(same_but_seed(run.planned.recipe), []).append(whole)
+
+    def estimate(self, runs: Sequence[SuiteRun]) -> tuple[float, bool]:
+        """Return the seconds that are left, and whether they count every run."""
+        lefts = [self._left(run, runs) for run in runs if run.state in ("waiting", "running")]
+        return math.fsum(left or 0.0 for left in lefts), None not in lefts
+
+    def _left(self, run: SuiteRun, runs: Sequence[SuiteRun]) -> float | None:
+        if run.progress:
+            return run.progress.left_seconds
+        whole = self._whole(run, runs)
+        return None if whole is None else max(whole - (run.seconds or 0.0), 0.0)
+
+    def _whole(self, run: SuiteRun, runs: Sequence[SuiteRun]) -> float | None:
+        key = same_but_seed(run.planned.recipe)
+        if key in self._times:
+            return median(self._times[key])
+        for other in runs:  # a first repeat on its way says how long the others will take
+            if other.progress and same_but_seed(other.planned.recipe) == key:
+                return (other.seconds or 0.0) + other.progress.left_seconds
+        known = run.planned.estimate_seconds
+        return None if known is None else known - STARTUP_SECONDS + self._startup()
+
+    def _startup(self) -> float:
+        return median(self._startups) if self._startups else STARTUP_SECONDS

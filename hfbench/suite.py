@@ -7,13 +7,11 @@ machine that the runs are measured on.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -21,16 +19,14 @@ from filelock import FileLock, Timeout
 from hfbench.errors import Interrupted, ResultError
 from hfbench.folders import Matches, is_held, match_runs, tidy_up
 from hfbench.launching import RunProcess, StopRequests, last_lines, say_ending
-from hfbench.progress import LogReader, Progress, SuiteRun
+from hfbench.progress import LogReader, Progress, SuiteRun, TimeLeft
 from hfbench.recipe import Recipe
 from hfbench.result import Result, find_runs, write_json
 from hfbench.schedule import (
-    STARTUP_SECONDS,
     Plan,
     PlannedRun,
     plan_runs,
     repeat_recipes,
-    same_but_seed,
     unique,
 )
 
@@ -122,8 +118,7 @@ class _Suite:
         self._observe = observe
         self._stop = stop
         self._started = time.monotonic()
-        self._times: dict[str, list[float]] = {}  # same_but_seed -> wall times in this suite
-        self._startups: list[float] = []
+        self._left = TimeLeft()
 
     def run(self) -> SuiteOutcome:
         """Run everything in its order."""
@@ -173,7 +168,7 @@ class _Suite:
         run.seconds, run.progress = process.seconds, None
         matches = self._match(run)
         if code == 0 and matches.finished:
-            self._note_time(run, matches.finished[-1])
+            self._left.note(run, matches.finished[-1])
             self._finish(run, matches.finished[-1])
         elif self._stop.asked:
             run.state, run.seconds = "waiting", None
@@ -232,50 +227,13 @@ class _Suite:
             log.write(f"\nhfbench suite: {say_ending(code)} after {process.seconds:.1f} s\n")
         self._tell(run)
 
-    def _note_time(self, run: SuiteRun, result: Result) -> None:
-        whole, total = run.seconds or 0.0, result.times.total_seconds
-        if result.training.sessions == 1:
-            self._startups.append(whole - total)
-        else:  # its process made only a part of it
-            whole = total + self._startup()
-        self._times.setdefault(same_but_seed(run.planned.recipe), []).append(whole)
-
-    def _startup(self) -> float:
-        return median(self._startups) if self._startups else STARTUP_SECONDS
-
     def _elapsed(self) -> float:
         return time.monotonic() - self._started
 
     def _tell(self, changed: SuiteRun | None) -> None:
-        lefts = [self._left(run) for run in self.runs if run.state in ("waiting", "running")]
-        self._observe(
-            Progress(
-                self.runs,
-                changed,
-                self._elapsed(),
-                math.fsum(left or 0.0 for left in lefts),
-                None not in lefts,
-                self._stop.asked > 0,
-            )
-        )
-
-    def _left(self, run: SuiteRun) -> float | None:
-        """Estimate the seconds that a run still takes; ``None`` if nothing is known."""
-        spent = run.seconds or 0.0
-        if run.progress:
-            return run.progress.left_seconds
-        whole = self._estimate(run)
-        return None if whole is None else max(whole - spent, 0.0)
-
-    def _estimate(self, run: SuiteRun) -> float | None:
-        key = same_but_seed(run.planned.recipe)
-        if key in self._times:
-            return median(self._times[key])
-        for other in self.runs:  # a first repeat on its way says how long the others will take
-            if other.progress and same_but_seed(other.planned.recipe) == key:
-                return (other.seconds or 0.0) + other.progress.left_seconds
-        known = run.planned.estimate_seconds
-        return None if known is None else known - STARTUP_SECONDS + self._startup()
+        left, known = self._left.estimate(self.runs)
+        stopping = self._stop.asked > 0
+        self._observe(Progress(self.runs, changed, self._elapsed(), left, known, stopping))
 
 
 @contextmanager
