@@ -8,10 +8,10 @@ BIN := $(VENV)/bin
 help:  ## Show what can be made
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
-quickstart: $(VENV)/.installed  ## Install, train on the embedded data with and without tuning, compare (no network beyond the install)
-	$(BIN)/hfbench recipe quickstart_untuned
-	$(BIN)/hfbench recipe quickstart_tuned
+quickstart: $(VENV)/.installed  ## Install, train on the embedded data with and without tuning, give a verdict (no network beyond the install)
+	$(BIN)/hfbench suite quickstart_untuned quickstart_tuned --repeats 3
 	$(BIN)/hfbench compare runs/quickstart_untuned runs/quickstart_tuned
+	$(BIN)/hfbench report runs -o report
 
 test: $(VENV)/.installed-test  ## Install with the test extra and run the test suite; PYTEST_ARGS are passed on
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
