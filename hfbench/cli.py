@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from hfbench.cli_options import AsJson, OutputDir, Overrides, show
+from hfbench.cli_options import AsJson, OutputDir, Overrides, print_json, show
 from hfbench.cli_studies import studies
 from hfbench.errors import HfbenchError, Interrupted
 from hfbench.tether import END_WITH_PARENT, end_with_parent
@@ -39,6 +39,8 @@ _PATIENCE_SECONDS = 10
 def main() -> None:
     """Run the command line; a user's error becomes a message and exit code 2."""
     _log_to_stderr()
+    with contextlib.suppress(AttributeError):  # an encoding without × is no reason to fail
+        sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
     if os.environ.get(END_WITH_PARENT):
         end_with_parent()
     try:
@@ -121,9 +123,7 @@ def recipe_command(
     if not _is_main_process():
         return
     if as_json:
-        print(
-            json.dumps(result.model_dump(mode="json", by_alias=True), indent=2, ensure_ascii=False)
-        )
+        print_json(result.model_dump(mode="json", by_alias=True))
         return
     from hfbench.tables import result_table
 
@@ -199,7 +199,7 @@ def env_command(as_json: AsJson = False) -> None:
     environment, processes = describe_environment(), requested_processes()
     if as_json:
         found = environment.model_dump(mode="json") | {"world_size": processes}
-        print(json.dumps(found, indent=2, ensure_ascii=False))
+        print_json(found)
         return
     from hfbench.tables import environment_table
 
@@ -222,7 +222,7 @@ def predict_command(
 
     found = predict(model, images, top_k)
     if as_json:
-        print(json.dumps(dict(zip(images, found, strict=True)), indent=2, ensure_ascii=False))
+        print_json(dict(zip(images, found, strict=True)))
         return
     from hfbench.tables import prediction_table
 
@@ -234,7 +234,7 @@ def schema_command() -> None:
     """Print the JSON Schema of a recipe, for editors (hfbench schema > recipe.schema.json)."""
     from hfbench.recipe import recipe_json_schema
 
-    print(json.dumps(recipe_json_schema(), indent=2, ensure_ascii=False))
+    print_json(recipe_json_schema())
 
 
 def _is_main_process() -> bool:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hfbench.cli_options import show
+from hfbench.cli_options import print_json, show
 from hfbench.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -51,7 +50,7 @@ def show_plan(recipe: Recipe, as_json: bool) -> None:
     ]
     not_run = [{"technique": item.technique, "reason": item.reason} for item in plan.not_run]
     content = {"configurations": configurations, "not_run": not_run, "notes": plan.notes}
-    print(json.dumps(content, indent=2, ensure_ascii=False))
+    print_json(content)
 
 
 def measure_and_show(
@@ -93,7 +92,7 @@ def measure_and_show(
         found = ablate(recipe, output_dir, steps=steps, rounds=rounds or ROUNDS, observer=Tell())
     if as_json:
         content = found.model_dump(mode="json", by_alias=True)
-        print(json.dumps(content, indent=2, ensure_ascii=False))
+        print_json(content)
         return
     show(ablation_tables(found))
     print(f"Everything is in {found.folder}")
@@ -120,7 +119,7 @@ def run_full(
     if not as_json:
         show(plan_table(plan))
     if dry_run and as_json:
-        print(json.dumps(plan_json(runs), indent=2, ensure_ascii=False))
+        print_json(plan_json(runs))
     elif dry_run:
         show(runs_table(runs))
     if dry_run:
@@ -139,7 +138,7 @@ def run_full(
     )
     if as_json:
         content = found.model_dump(mode="json", by_alias=True)
-        print(json.dumps(content, indent=2, ensure_ascii=False))
+        print_json(content)
     else:
         show(ablation_tables(found))
         print(f"Everything is in {found.folder}; the runs are in {output_dir / prefix}*")

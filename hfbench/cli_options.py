@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +22,13 @@ Overrides = Annotated[
         show_default=False,
     ),
 ]
+
+
+def print_json(content: Any) -> None:
+    """Print JSON; escaped, where the output cannot take every letter."""
+    encoding = str(getattr(sys.stdout, "encoding", None) or "ascii")
+    escape = not encoding.lower().startswith("utf")
+    print(json.dumps(content, indent=2, ensure_ascii=escape))
 
 
 def show(what: Any) -> None:

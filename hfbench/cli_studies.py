@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hfbench.cli_options import AsJson, OutputDir, Overrides, show
-from hfbench.errors import ResultError
+from hfbench.cli_options import AsJson, OutputDir, Overrides, print_json, show
+from hfbench.errors import RecipeError, ResultError
 
 if TYPE_CHECKING:
     from hfbench.comparison import Comparison
@@ -53,6 +53,13 @@ def suite_command(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would be run, and an estimate.")
     ] = False,
+    measure: Annotated[
+        bool,
+        typer.Option(
+            "--measure",
+            help="With --dry-run: measure recipes that have not run here yet, half a minute each.",
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Run recipes several times, baseline and candidate in turn, each run in its own process.
@@ -60,22 +67,19 @@ def suite_command(
     Finished runs of the same recipe, seed, machine and library versions count; what was stopped or
     killed goes on with the same command. A failed run does not stop the others (exit code 1).
     """
-    from hfbench.cli_suite import load_apart, parse_seeds, plan_json, run_and_show, split_words
+    from hfbench.cli_suite import load_apart, parse_seeds, run_and_show, show_plan, split_words
     from hfbench.launching import build_command
     from hfbench.schedule import plan_runs, repeat_recipes
 
     build_command(launcher)  # says at once what is wrong with it
+    if measure and not dry_run:
+        raise RecipeError("--measure: is for the plan; add --dry-run.")
     chosen = parse_seeds(seeds, repeats) if seeds is not None else None
     repeated = repeat_recipes(load_apart(*split_words(recipes)), repeats or 3, chosen)
     plan = plan_runs(repeated, output_dir, launcher)
     if not dry_run:
         raise typer.Exit(run_and_show(plan, as_json))
-    if as_json:
-        print(json.dumps(plan_json(plan), indent=2, ensure_ascii=False))
-        return
-    from hfbench.tables_suite import plan_table
-
-    show(plan_table(plan))
+    show_plan(plan, measure, as_json)
 
 
 @studies.command("compare")
@@ -196,7 +200,7 @@ def doctor_command(
     with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
         found = examine(loaded, seconds, tell)
     if as_json:
-        print(json.dumps(found.model_dump(mode="json"), indent=2, ensure_ascii=False))
+        print_json(found.model_dump(mode="json"))
         return
     from hfbench.tables_doctor import diagnosis_tables
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import signal
 import sys
@@ -12,7 +11,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfbench.cli_options import show
+from hfbench.cli_options import print_json, show
 from hfbench.errors import DeviceError, HfbenchError, RecipeError
 
 if TYPE_CHECKING:
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from hfbench.suite import SuiteOutcome, Verdict
 
 _SEED_LIMIT = 2**32  # numpy's seeds are unsigned 32-bit integers
+_HINT = "Half a minute a recipe measures what is unknown: add --dry-run --measure"
 
 
 def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -94,6 +94,19 @@ def parse_seeds(text: str, repeats: int | None = None) -> list[int]:
     return [int(word) for word in words]
 
 
+def show_plan(plan: Plan, measured: bool, as_json: bool) -> None:
+    """Print a plan; measure first what has not run here yet, if `measured`."""
+    from hfbench.estimates import measure_plan
+    from hfbench.tables_suite import plan_table
+
+    if measured:
+        plan = measure_plan(plan, lambda what: print(f"hfbench suite: {what}", file=sys.stderr))
+    if as_json:
+        print_json(plan_json(plan))
+    else:
+        show(plan_table(plan, "" if measured else _HINT))
+
+
 def run_watched(plan: Plan, as_json: bool) -> SuiteOutcome:
     """Run a plan, and show how it stands."""
     from hfbench.suite import run_plan
@@ -102,7 +115,7 @@ def run_watched(plan: Plan, as_json: bool) -> SuiteOutcome:
     live = _Live() if sys.stderr.isatty() and not as_json else None
     if not as_json:
         notes = any(run.notes or run.resumes for run in plan.todo)
-        show(plan_table(plan) if notes else say_total(plan))
+        show(plan_table(plan, _HINT) if notes else say_total(plan))
     shown: AbstractContextManager[Any] = live or nullcontext()
     with shown:
         return run_plan(plan, live.update if live else _print_change)
@@ -120,7 +133,7 @@ def run_and_show(plan: Plan, as_json: bool) -> int:
     outcome = run_watched(plan, as_json)
     verdicts = find_verdicts(outcome.runs)
     if as_json:
-        print(json.dumps(outcome_json(outcome, verdicts), indent=2, ensure_ascii=False))
+        print_json(outcome_json(outcome, verdicts))
     else:
         show(outcome_table(outcome, verdicts))
         for run in outcome.failed:
@@ -171,6 +184,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
             "resumes": run.resumes.name if run.resumes else None,
             "notes": list(run.notes),
             "estimate_seconds": run.estimate_seconds,
+            "estimate_is_measured": run.is_measured,
         }
         for run in plan.runs
     ]

@@ -111,7 +111,10 @@ class Forecast(_Part):
         train_seconds: All steps, the first one and the epochs' beginnings included.
         evaluation_seconds: All evaluations inside the training call.
         save_seconds: All checkpoints.
-        execution_seconds: Their sum, as `Times.execution_seconds` of a run.
+        final_evaluation_seconds: After training: the train split, and the test split unless the
+            last step was evaluated.
+        execution_seconds: Of training, evaluations and checkpoints, as `Times.execution_seconds`
+            of a run; the final evaluation comes after it.
         lowest_execution_seconds: Lower end of the range.
         highest_execution_seconds: Upper end.
         note: How far the range can be trusted.
@@ -124,6 +127,7 @@ class Forecast(_Part):
     train_seconds: float
     evaluation_seconds: float
     save_seconds: float
+    final_evaluation_seconds: float
     execution_seconds: float
     lowest_execution_seconds: float
     highest_execution_seconds: float
@@ -240,6 +244,7 @@ class Diagnosis(_Part):
         advice: One for each technique, most helpful first.
         accumulation: ``None`` for recipes without.
         notes: What limits these findings, a sentence each.
+        loading_seconds: Of model and data; a part of `seconds`.
         seconds: That the examination took, imports aside.
     """
 
@@ -260,4 +265,5 @@ class Diagnosis(_Part):
     accumulation: AccumulationCheck | None
     notes: list[str]
     environment: Environment
+    loading_seconds: float
     seconds: float

@@ -19,7 +19,8 @@ from hfbench.capabilities import examine_machine
 from hfbench.diagnosis import AccumulationCheck, Diagnosis, Forecast, Step
 from hfbench.environment import describe_environment
 from hfbench.errors import DeviceError, HfbenchError, first_line
-from hfbench.forecast import plan_schedule, predict_duration
+from hfbench.forecast import Schedule, plan_schedule, predict_duration
+from hfbench.inputs import has_labels
 from hfbench.limits import find_limit, say_verdict
 from hfbench.quantities import duration
 from hfbench.recipe import Recipe
@@ -49,6 +50,7 @@ class _Examination:
     tell: Observer
     folder: Path
     bench: Bench
+    loading_seconds: float
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -80,7 +82,8 @@ def examine(recipe: Recipe, seconds: float = 30.0, observer: Observer | None = N
     tell("loading model and data")
     with _libraries_frozen(), tempfile.TemporaryDirectory(prefix="hfbench-doctor-") as folder:
         bench = Bench(recipe)
-        examination = _Examination(recipe, seconds, tell, Path(folder), bench)
+        loading = time.perf_counter() - start
+        examination = _Examination(recipe, seconds, tell, Path(folder), bench, loading)
         try:
             return _examine(examination, start)
         except torch.OutOfMemoryError as error:
@@ -157,6 +160,7 @@ def _examine(examination: _Examination, start: float) -> Diagnosis:
         accumulation=check,
         notes=examination.notes,
         environment=describe_environment(bench.device.type),
+        loading_seconds=examination.loading_seconds,
         seconds=time.perf_counter() - start,
     )
 
@@ -224,8 +228,19 @@ def _predict(examination: _Examination, sides: Sides, slices: Slices, step: Step
         ),
         evaluation_seconds=evaluation,
         save_seconds=save,
+        final_evaluation_seconds=_final_evaluation(examination, schedule, evaluation),
         windows=slices.training,
     )
+
+
+def _final_evaluation(examination: _Examination, schedule: Schedule, evaluation: float) -> float:
+    """Return the seconds after training, from those of one evaluation of the test split."""
+    recipe, inputs = examination.recipe, examination.bench.inputs
+    counts = has_labels(recipe)  # noise: the test split is predicted, and nothing is measured
+    kept = schedule.evaluates_last and counts and not recipe.argument("load_best_model_at_end")
+    most = recipe.dataset.max_train_eval_samples or len(inputs.train)
+    images = (0 if kept else len(inputs.test)) + (min(most, len(inputs.train)) if counts else 0)
+    return evaluation * images / len(inputs.test)
 
 
 def _check(

@@ -27,6 +27,7 @@ class Schedule:
         epochs: Begun.
         evaluations: Inside the training call.
         saves: Checkpoints; with save_strategy "best" at most so many.
+        evaluates_last: Whether the last step is evaluated inside the training call.
     """
 
     samples: int
@@ -35,6 +36,7 @@ class Schedule:
     epochs: int
     evaluations: int
     saves: int
+    evaluates_last: bool
 
 
 def plan_schedule(args: TrainingArguments, train_samples: int) -> Schedule:
@@ -54,6 +56,8 @@ def plan_schedule(args: TrainingArguments, train_samples: int) -> Schedule:
         epochs=epochs,
         evaluations=evaluations,
         saves=_count_saves(args, steps, epochs, evaluations),
+        # If any is, the last one is: there is one after the last step with either strategy.
+        evaluates_last=evaluations > int(bool(args.eval_on_start)),
     )
 
 
@@ -91,6 +95,7 @@ def predict_duration(
     first_step_seconds: float,
     evaluation_seconds: float,
     save_seconds: float,
+    final_evaluation_seconds: float,
     windows: Sequence[float],
 ) -> Forecast:
     """Predict a whole run.
@@ -103,6 +108,7 @@ def predict_duration(
         first_step_seconds: What the first step takes longer than others.
         evaluation_seconds: Of one evaluation.
         save_seconds: Of one checkpoint.
+        final_evaluation_seconds: After training.
         windows: Seconds of a batch in each window, for the range.
     """
     once = step.optimizer_seconds + step.rest_seconds
@@ -132,6 +138,7 @@ def predict_duration(
         train_seconds=train,
         evaluation_seconds=evaluation,
         save_seconds=save,
+        final_evaluation_seconds=final_evaluation_seconds,
         execution_seconds=train + beside,
         lowest_execution_seconds=train / spread + beside / _ESTIMATE_SPREAD,
         highest_execution_seconds=train * spread + beside * _ESTIMATE_SPREAD,

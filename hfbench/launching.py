@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -83,12 +84,12 @@ def probe_environment(command: Sequence[str]) -> tuple[Environment, int]:
         [*command, "env", "--json"],
         stdin=subprocess.DEVNULL,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
         check=False,
     )
-    found = re.search(r"^\{$.*?^\}$", done.stdout, re.M | re.S)
     try:
-        content = json.loads(found[0]) if found else {}
+        content = find_json(done.stdout) or {}
         world_size = int(content.pop("world_size"))
         return Environment.model_validate(content), world_size
     except (KeyError, ValueError, ValidationError):
@@ -99,10 +100,26 @@ def probe_environment(command: Sequence[str]) -> tuple[Environment, int]:
         ) from None
 
 
+def find_json(text: str) -> dict[str, Any] | None:
+    """Return the indented JSON object in what hfbench and its launcher have printed."""
+    found = re.search(r"^\{$.*?^\}$", text, re.M | re.S)
+    try:
+        content: dict[str, Any] | None = json.loads(found[0]) if found else None
+    except ValueError:
+        return None
+    return content
+
+
 def last_lines(text: str) -> list[str]:
     """Return the last lines with something in them; of a progress bar only how it stood last."""
     lines = [line.rstrip().rpartition("\r")[2] for line in text.split("\n")]
     return [line for line in lines if line.strip()][-_SHOWN_LINES:]
+
+
+def tied_to_this_process(command: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Return command and environment of a process that ends when this one dies, on Linux."""
+    tied = [sys.executable, "-m", "hfbench.tether", str(os.getpid())] if tether.HERE else []
+    return [*tied, *command], os.environ | {tether.END_WITH_PARENT: "1"}
 
 
 class RunProcess:
@@ -118,16 +135,16 @@ class RunProcess:
         self.log = log
         self._started = time.monotonic()
         with log.open("ab") as output:
-            output.write(f"$ {shlex.join(command)}\n".encode())
+            output.write(os.fsencode(f"$ {shlex.join(command)}\n"))
             output.flush()
             self._log_start = output.tell()
-            tied = [sys.executable, "-m", "hfbench.tether", str(os.getpid())] if tether.HERE else []
+            tied, environment = tied_to_this_process(command)
             self._process = subprocess.Popen(
-                [*tied, *command],
+                tied,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=os.environ | {tether.END_WITH_PARENT: "1"},
+                env=environment,
                 process_group=0,  # so that Ctrl-C reaches it through the suite alone, and once
             )
 

@@ -29,8 +29,9 @@ class PlannedRun:
         result: Of an earlier run in this environment, which counts; ``None`` if it has to be run.
         resumes: An unfinished run to go on with.
         notes: Why other runs of this recipe do not count, and the like, a sentence each.
-        estimate_seconds: Wall time of the whole process, from runs with any seed; ``None`` if there
-            are none.
+        estimate_seconds: Wall time of the whole process, from runs with any seed, or measured;
+            ``None`` if there are none and it was not.
+        is_measured: Whether the estimate comes from ``hfbench doctor``.
     """
 
     recipe: Recipe
@@ -39,6 +40,7 @@ class PlannedRun:
     resumes: Path | None
     notes: tuple[str, ...]
     estimate_seconds: float | None
+    is_measured: bool = False
 
     @property
     def seed(self) -> int:

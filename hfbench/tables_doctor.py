@@ -86,6 +86,7 @@ def _forecast(found: Diagnosis) -> str:
     return (
         f"Forecast: {forecast.optimizer_steps} optimizer steps in "
         f"{duration(forecast.train_seconds)}, evaluations {duration(forecast.evaluation_seconds)}, "
-        f"checkpoints {duration(forecast.save_seconds)}. {forecast.note} Found in "
+        f"checkpoints {duration(forecast.save_seconds)}; the evaluation after training takes "
+        f"{duration(forecast.final_evaluation_seconds)}. {forecast.note} Found in "
         f"{duration(found.seconds)}."
     )

@@ -18,8 +18,13 @@ from hfbench.tables import PlainTable
 _COLORS = {"finished": "green", "failed": "red", "running": "bold", "waiting": "dim"}
 
 
-def plan_table(plan: Plan) -> Group:
-    """Show what would be run, in its order, and how long it would take."""
+def plan_table(plan: Plan, hint: str = "") -> Group:
+    """Show what would be run, in its order, and how long it would take.
+
+    Args:
+        plan: From `plan_runs`.
+        hint: Shown if that is not known for every run.
+    """
     table = PlainTable()
     right = ("", "seed", "estimate")
     for heading in ("", "recipe", "seed", "what happens", "estimate"):
@@ -28,10 +33,8 @@ def plan_table(plan: Plan) -> Group:
         name, seed = run.recipe.name, str(run.seed)
         table.add_row(str(number), name, seed, _say_planned(run), _say_estimate(run))
     parts: list[Table | Text] = [table, Text(say_total(plan))]
-    unknown = dict.fromkeys(r.recipe.name for r in plan.todo if r.estimate_seconds is None)
-    if unknown:
-        first = next(iter(unknown))
-        parts.append(Text(f"Half a minute measures what a recipe takes: hfbench doctor {first}"))
+    if hint and any(run.estimate_seconds is None for run in plan.todo):
+        parts.append(Text(hint))
     return Group(*parts)
 
 
@@ -60,7 +63,10 @@ def _say_planned(run: PlannedRun) -> str:
 def _say_estimate(run: PlannedRun) -> str:
     if run.result:
         return ""
-    return "unknown" if run.estimate_seconds is None else f"about {duration(run.estimate_seconds)}"
+    if run.estimate_seconds is None:
+        return "unknown"
+    measured = ", measured now" if run.is_measured else ""
+    return f"about {duration(run.estimate_seconds)}{measured}"
 
 
 def progress_table(progress: Progress) -> Group:

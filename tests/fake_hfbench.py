@@ -3,6 +3,7 @@
 A suite starts it as a launcher: ``python fake_hfbench.py FOLDER python -m hfbench recipe …``. What
 it says and writes is in ``FOLDER/environment.json`` and ``FOLDER/result.json``, what it did is
 added to ``FOLDER/starts``; ``FOLDER/<recipe name>-seed<seed>`` holds a line of Python to do first.
+As a doctor it does what is in ``FOLDER/doctor.py``, and adds a line to ``FOLDER/measured``.
 """
 
 from __future__ import annotations
@@ -43,6 +44,11 @@ def main() -> None:
     folder, words = Path(sys.argv[1]), sys.argv[2:]
     if words[-2:] == ["env", "--json"]:
         print((folder / "environment.json").read_text())  # noqa: T201
+        return
+    if "doctor" in words:
+        with (folder / "measured").open("a") as measured:
+            measured.write(f"{Path(words[-4]).stem} {words[-3:]}\n")
+        exec((folder / "doctor.py").read_text(), {"sys": sys})
         return
     at = words.index("recipe")
     run(folder, Path(words[at + 1]), Path(words[at + 3]))

@@ -135,7 +135,15 @@ def test_step_of_another_batch_grows_but_for_optimizer_and_trainer() -> None:
 
 def test_forecast_adds_up_what_grows_with_the_batch_and_what_does_not() -> None:
     # Of 100 ms, optimizer 5 and rest 10 stay as they are; the other 85 are for 10 images.
-    plan = Schedule(samples=1000, batches=50, optimizer_steps=50, epochs=5, evaluations=5, saves=2)
+    plan = Schedule(
+        samples=1000,
+        batches=50,
+        optimizer_steps=50,
+        epochs=5,
+        evaluations=5,
+        saves=2,
+        evaluates_last=True,
+    )
     found = predict_duration(
         plan,
         step(epoch_start=0.05),
@@ -144,6 +152,7 @@ def test_forecast_adds_up_what_grows_with_the_batch_and_what_does_not() -> None:
         first_step_seconds=1.0,
         evaluation_seconds=0.4,
         save_seconds=0.5,
+        final_evaluation_seconds=3.0,
         windows=[0.1, 0.1],
     )
     # 1000 x 0.0085 + 50 x 0.015 + 5 x 0.05 = 9.5 s
@@ -158,7 +167,15 @@ def test_forecast_adds_up_what_grows_with_the_batch_and_what_does_not() -> None:
 
 
 def test_range_is_two_standard_deviations_of_the_windows() -> None:
-    plan = Schedule(samples=10, batches=1, optimizer_steps=1, epochs=1, evaluations=0, saves=0)
+    plan = Schedule(
+        samples=10,
+        batches=1,
+        optimizer_steps=1,
+        epochs=1,
+        evaluations=0,
+        saves=0,
+        evaluates_last=False,
+    )
     found = predict_duration(
         plan,
         step(),
@@ -167,6 +184,7 @@ def test_range_is_two_standard_deviations_of_the_windows() -> None:
         first_step_seconds=0.0,
         evaluation_seconds=0.0,
         save_seconds=0.0,
+        final_evaluation_seconds=0.0,
         windows=[0.1, 0.1 * math.e],  # logarithms differ by 1: deviation sqrt(1/2)
     )
     assert found.samples_per_second == pytest.approx(100)
@@ -244,6 +262,7 @@ def forecast() -> Forecast:
         train_seconds=60,
         evaluation_seconds=5,
         save_seconds=0,
+        final_evaluation_seconds=0,
         execution_seconds=65,
         lowest_execution_seconds=50,
         highest_execution_seconds=80,

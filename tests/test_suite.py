@@ -24,6 +24,7 @@ from hfbench import tether
 from hfbench.arguments import training_argument_fields
 from hfbench.cli_suite import outcome_json, parse_seeds, plan_json, split_words
 from hfbench.errors import DeviceError, HfbenchError, Interrupted, RecipeError, ResultError
+from hfbench.estimates import measure_plan
 from hfbench.folders import hold, note_environment
 from hfbench.launching import RunProcess, build_command, last_lines, probe_environment
 from hfbench.progress import LogReader, Progress, RunProgress, SuiteRun
@@ -430,10 +431,10 @@ def test_estimate_comes_from_runs_with_any_seed(fake: Fake) -> None:
     # make_result's 109 s, and 10 s for the imports.
     assert [run.estimate_seconds for run in plan.runs] == [119.0, None, 119.0, None]
     assert total_estimate(plan) == (119.0, False)
-    shown = show(plan_table(plan))
+    shown = show(plan_table(plan, "measure it"))
     assert "3 of 4 runs to do: at least 1 min 59 s" in shown
     assert "unknown" in shown
-    assert "hfbench doctor b" in shown
+    assert shown.endswith("measure it\n")
 
 
 def test_total_of_a_plan_is_said(fake: Fake) -> None:
@@ -467,6 +468,63 @@ def test_resumed_run_counts_whole_in_the_time_left(fake: Fake) -> None:
     lefts = []
     run_plan(fake.plan(A), lambda progress: lefts.append(progress.left_seconds))
     assert lefts[2] == pytest.approx(119.0)
+
+
+DIAGNOSIS = {
+    "forecast": {"execution_seconds": 30.0, "final_evaluation_seconds": 3.0},
+    "loading_seconds": 0.0,
+    "seconds": 1000.0,  # longer than its process, so that no time is left for starting it
+}
+
+
+def test_recipes_that_never_ran_are_measured_once_each(fake: Fake) -> None:
+    fake.run(A, repeats=1)
+    doctor = "print('hfbench doctor: looking', file=sys.stderr); print('noise\\n' + {!r})"
+    (fake.folder / "doctor.py").write_text(doctor.format(json.dumps(DIAGNOSIS, indent=2)))
+    told: list[str] = []
+    plan = measure_plan(fake.plan(A, B), told.append)
+    assert [run.estimate_seconds for run in plan.runs] == [119.0, 33.0, 119.0, 33.0]
+    assert [run.is_measured for run in plan.runs] == [False, True, False, True]
+    assert total_estimate(plan) == (185.0, True)
+    assert told == ["measuring b (1 of 1)", "looking"]
+    assert (fake.folder / "measured").read_text() == "b ['--seconds', '10', '--json']\n"
+    assert "about 33.0 s, measured now" in show(plan_table(plan))
+    assert [run["estimate_is_measured"] for run in plan_json(plan)["runs"]] == [False, True] * 2
+
+
+def test_start_up_and_loading_of_a_run_are_those_of_the_doctor(fake: Fake) -> None:
+    content = DIAGNOSIS | {"loading_seconds": 5.0, "seconds": 0.0}
+    (fake.folder / "doctor.py").write_text(f"print({json.dumps(content, indent=2)!r})")
+    start = time.monotonic()
+    (run,) = measure_plan(fake.plan(A, repeats=1), lambda _: None).runs
+    assert run.estimate_seconds is not None
+    assert 38 < run.estimate_seconds < 38 + time.monotonic() - start
+
+
+@pytest.mark.parametrize(
+    ("doctor", "reason"),
+    [
+        ("sys.exit('Error: the model is gone.')", "the model is gone."),
+        ("sys.exit(3)", "exit code 3"),
+        ("print('nothing')", "hfbench doctor printed no diagnosis"),
+        ("print('{\\n  1\\n}')", "hfbench doctor printed no diagnosis"),
+    ],
+)
+def test_doctor_that_fails_leaves_the_estimate_unknown(
+    fake: Fake, doctor: str, reason: str
+) -> None:
+    (fake.folder / "doctor.py").write_text(doctor)
+    plan = measure_plan(fake.plan(A, repeats=1), lambda _: None)
+    (run,) = plan.runs
+    assert run.estimate_seconds is None
+    assert run.notes == (f"not measured: {reason}",)
+    assert f"not measured: {reason}" in show(plan_table(plan))
+
+
+def test_several_processes_are_not_measured_by_one(fake: Fake) -> None:
+    fake.see("2.15.0", world_size=2)
+    (run,) = measure_plan(fake.plan(A, repeats=1), lambda _: None).runs
+    assert run.notes == ("not measured: hfbench doctor measures one process, and a run has 2",)
 
 
 def write_log(folder: Path, *entries: tuple[int, float, float]) -> None:

@@ -174,10 +174,22 @@ def test_suite_shows_its_plan_its_progress_and_its_verdict(
     assert ".suite" not in listed
 
 
+@pytest.mark.slow
+def test_recipe_that_never_ran_is_measured(warm: WarmCommand, tmp_path: Path) -> None:
+    command = ["suite", "quickstart_untuned", *CHANGES, "--repeats", "2"]
+    done = warm.run([*command, "--dry-run", "--measure", "--json"], tmp_path).check()
+    plan = json.loads(done.stdout)
+    assert "hfbench suite: measuring quickstart_untuned (1 of 1)" in done.stderr
+    assert plan["estimate_is_complete"]
+    assert plan["runs"][0]["estimate_seconds"] == plan["runs"][1]["estimate_seconds"] > 0
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_mistakes_are_all_said_before_anything_runs(warm: WarmCommand, tmp_path: Path) -> None:
     refused = warm.run(["suite", "quickstart_tund", "nothing", "a.b=1"], tmp_path).refused()
     for problem in ("did you mean quickstart_tuned?", "No recipe nothing"):
         assert problem in refused
+    assert "add --dry-run" in warm.run(["suite", "nothing", "--measure"], tmp_path).refused()
     command = ["suite", "quickstart_tuned", "--launcher", "no-such-launcher"]
     assert 'no program "no-such-launcher"' in warm.run(command, tmp_path).refused()
     assert list(tmp_path.iterdir()) == []
