@@ -38,10 +38,12 @@ from hfbench.errors import DeviceError, HfbenchError, Interrupted, first_line
 from hfbench.parity import FirstLoss, check_first_loss, precision_of
 from hfbench.recipe import Recipe
 from hfbench.result import write_json
+from hfbench.runner import find_unwritable
 from hfbench.windows import Bench, Window
 
 ROUNDS = 5
 
+_BATCH = "per_device_train_batch_size"
 _PILOT_STEPS = 3
 _WINDOW_SECONDS = (2.0, 20.0)  # at least, and at most if steps are slow
 _WINDOW_STEPS = (10, 3)  # at least, and at least if steps are slow
@@ -113,6 +115,9 @@ def _ablate(
     recipe: Recipe, root: Path, steps: int | None, rounds: int, observer: Observer
 ) -> Ablation:
     started = time.perf_counter()
+    unwritable = find_unwritable(root)
+    if unwritable:
+        raise DeviceError.from_problems(recipe.name, unwritable)
     plan = plan_ablation(recipe)
     bench = Bench(recipe)
     none = plan.find(NONE)
@@ -120,7 +125,7 @@ def _ablate(
     try:
         pilot = bench.measure_window(_PILOT_STEPS, _WARMUP_STEPS, none.recipe)
     except torch.OutOfMemoryError as error:
-        size = recipe.argument("per_device_train_batch_size")
+        size = recipe.argument(_BATCH)
         raise DeviceError(
             f"{bench.device} ran out of memory without any technique, at "
             f"per_device_train_batch_size={size}: {first_line(error)} Make it smaller."
@@ -249,6 +254,12 @@ def _save(session: _Session) -> Ablation:
         all((number, name) in seen for name in measured) for number in range(1, session.rounds + 1)
     )
     notes = list(plan.notes)
+    images, batch = len(session.bench.inputs.train), plan.recipe.argument(_BATCH)
+    if images < batch:
+        notes.append(
+            f"{images} training images do not fill a batch of {batch}: windows repeat them, where "
+            "a run has smaller batches."
+        )
     if finished < session.rounds:
         notes.append(f"Stopped after {finished} of {session.rounds} rounds.")
     notes.append(

@@ -223,6 +223,7 @@ def _say_slower(contributions: Sequence[Contribution]) -> Iterator[str]:
 
 def _say_interactions(contributions: Sequence[Contribution]) -> Iterator[str]:
     said = set()
+    known = any(item.interaction and item.interaction.low is not None for item in contributions)
     for item in contributions:
         if item.interaction is None or item.alone is None or item.with_others is None:
             continue
@@ -234,5 +235,5 @@ def _say_interactions(contributions: Sequence[Contribution]) -> Iterator[str]:
             f"Interacts: with the others, {item.technique} gains {item.with_others} instead of "
             f"{item.alone} alone."
         )
-    if not said and any(item.interaction is not None for item in contributions):
-        yield "No interaction shown: with the others, each technique gains what it gains alone."
+    if known and not said:
+        yield "No interaction shown: the intervals of all include 1."

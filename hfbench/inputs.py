@@ -75,8 +75,9 @@ def load_inputs(recipe: Recipe, args: TrainingArguments) -> Inputs:
     sample = test.images[:_CHECKED_IMAGES]
     check_saved_processor(model, source.image_processor, preprocessing, sample)
     left_over = len(train) % needed if args.world_size == 1 and not args.dataloader_drop_last else 0
-    if left_over == 1 < needed:
-        check_single_image(model, recipe.preprocessing.image_size, len(train), needed)
+    batch = args.per_device_train_batch_size
+    if batch == 1 or left_over == 1:
+        check_single_image(model, recipe.preprocessing.image_size, len(train), batch)
     return Inputs(
         model=model,
         initialization=initialization,

@@ -188,7 +188,7 @@ def check_image_processor(
 
 
 def check_single_image(model: PreTrainedModel, size: int, images: int, batch: int) -> None:
-    """Refuse a last batch of one image if the model cannot train on it.
+    """Refuse batches of one image, also a last one, if the model cannot train on it.
 
     Batch normalisation over a map of one pixel has no variance then.
 
@@ -205,10 +205,13 @@ def check_single_image(model: PreTrainedModel, size: int, images: int, batch: in
         with torch.no_grad():
             copy.deepcopy(model).train()(pixel_values=torch.zeros(1, 3, size, size))
     except ValueError as error:
+        name, said = "training_args.per_device_train_batch_size", first_line(error)
         raise ModelError(
-            f"training_args.per_device_train_batch_size: {images} training images in batches of "
-            f"{batch} leave one over, on which this model cannot train ({first_line(error)}). Set "
-            f"training_args.dataloader_drop_last=true, or another batch size."
+            f"{name}: this model cannot train on a single image ({said}). Make it 2 or more."
+            if batch == 1
+            else f"{name}: {images} training images in batches of {batch} leave one over, on which "
+            f"this model cannot train ({said}). Set training_args.dataloader_drop_last=true, or "
+            f"another batch size."
         ) from None
 
 

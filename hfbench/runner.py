@@ -128,7 +128,7 @@ def _run(recipe: Recipe, root: Path, resume: bool, rerun: bool, held: ExitStack)
 
 def check_run(recipe: Recipe, root: Path) -> tuple[TrainingArguments, hub.PushTarget | None]:
     """Find what cannot work here before anything is loaded."""
-    problems = check_machine(recipe) + _unwritable(root)
+    problems = check_machine(recipe) + find_unwritable(root)
     if problems:
         raise DeviceError.from_problems(recipe.name, problems)
     target = hub.check_push(recipe)
@@ -145,7 +145,8 @@ def check_run(recipe: Recipe, root: Path) -> tuple[TrainingArguments, hub.PushTa
     return args, target
 
 
-def _unwritable(root: Path) -> list[str]:
+def find_unwritable(root: Path) -> list[str]:
+    """Say why nothing can be put into a folder, which may have to be made; a sentence at most."""
     existing = next(path for path in (root, *root.resolve().parents) if path.exists())
     if not existing.is_dir():
         return [f"--output-dir: {existing} is a file; name a folder."]

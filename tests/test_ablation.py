@@ -228,9 +228,7 @@ def test_noise_is_no_gain() -> None:
     two = {"none": 100.0, "mixed-precision": 95.0, "accumulation-larger-batch": 104.0, "all": 99}
     verdict, findings = say(plan_ablation(tiny_recipe(**TUNED)), one, two)
     assert verdict.startswith("No difference shown: no technique is faster than none;")
-    assert findings == [
-        "No interaction shown: with the others, each technique gains what it gains alone."
-    ]
+    assert findings == ["No interaction shown: the intervals of all include 1."]
 
 
 def test_gain_of_all_alone_and_a_loss_are_said() -> None:
@@ -311,7 +309,9 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Ablation, Notes,
     """Return an ablation of a tiny recipe in two rounds, and where its folder is."""
     root = tmp_path_factory.mktemp("ablation")
     notes = Notes()
-    found = ablate(tiny_recipe(**TUNED), root, steps=2, rounds=2, observer=notes)
+    dataset = {"max_train_samples": 7}
+    recipe = tiny_recipe(dataset=dataset, **TUNED)
+    found = ablate(recipe, root, steps=2, rounds=2, observer=notes)
     return found, notes, root
 
 
@@ -330,6 +330,12 @@ def test_each_round_measures_every_configuration_once_in_rotated_order(
     assert seconds > 0
     # Two steps of 8 images, or one of 16.
     assert {item.window.samples for item in found.windows} == {16}
+
+
+def test_batches_that_are_never_full_in_a_run_are_said(
+    measured: tuple[Ablation, Notes, Path],
+) -> None:
+    assert any("7 training images do not fill a batch of 8" in note for note in measured[0].notes)
 
 
 def test_techniques_are_seen_to_be_applied(measured: tuple[Ablation, Notes, Path]) -> None:
@@ -443,6 +449,15 @@ def test_configuration_that_does_not_fit_is_recorded_and_the_others_go_on(
     assert found.finished_rounds == 1
     assert "Not measured: mixed precision: out of memory: tried to allocate 9 GiB" in found.findings
     assert found.row("accumulation-larger-batch").speedup is not None
+
+
+def test_folder_that_is_a_file_is_refused_before_anything_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hfbench.ablation.Bench", None)
+    (tmp_path / "runs").write_text("")
+    with pytest.raises(DeviceError, match="runs is a file; name a folder"):
+        ablate(tiny_recipe(), tmp_path / "runs")
 
 
 def test_baseline_that_does_not_fit_is_refused_before_anything_is_written(

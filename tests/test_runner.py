@@ -584,6 +584,11 @@ def test_last_batch_of_one_image_is_refused_with_batch_norm(tmp_path: Path) -> N
         run_recipe(recipe, tmp_path / "runs")
 
 
+def test_batches_of_one_image_are_refused_with_batch_norm(tmp_path: Path) -> None:
+    with pytest.raises(HfbenchError, match=r"on a single image \(.*\)\. Make it 2 or more"):
+        run_recipe(tiny_recipe(per_device_train_batch_size=1), tmp_path / "runs")
+
+
 def test_training_on_no_batch_at_all_is_refused(vit: Path, tmp_path: Path) -> None:
     recipe = tiny_recipe(
         vit, pretrained=True, dataloader_drop_last=True, per_device_train_batch_size=64
