@@ -156,11 +156,17 @@ def report_command(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Folder for the report; made if need be.")
     ] = Path("report"),
+    margin: Annotated[
+        float,
+        typer.Option(
+            "--margin", help="Loss of test accuracy, in percentage points, that you put up with."
+        ),
+    ] = 0.5,
 ) -> None:
     """Write a report of all finished runs: Markdown, and one HTML page that needs nothing else."""
     from hfbench.report import write_report
 
-    written = write_report(runs, output)
+    written = write_report(runs, output, margin_points=margin)
     print(f"Wrote {written[0]}, {written[1]} and {len(written) - 2} files of figures and data.")
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hfbench.attribution import say_attribution
 from hfbench.differing import (
     Difference,
     beyond_techniques,
@@ -20,8 +21,9 @@ from hfbench.differing import (
 )
 from hfbench.errors import ComparisonError
 from hfbench.intervals import Interval
-from hfbench.paired import Differences, Predictions, differences, load_predictions
-from hfbench.repeats import check_repeats, pair_by_seed
+from hfbench.paired import Differences, differences
+from hfbench.predicted import Predictions, load_predictions
+from hfbench.repeats import check_repeats, pair_by_seed, seeds_of_pairs
 from hfbench.result import Result
 from hfbench.rows import EXECUTION_TIME, TEST_ACCURACY, Row, build_rows
 from hfbench.verdict import (
@@ -34,6 +36,8 @@ from hfbench.verdict import (
 )
 
 MARGIN_POINTS = 0.5
+_POINTS = 100  # there are no more to lose
+_HIGHEST_PRICE = 1e12  # of any currency
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,8 @@ class Comparison:
         circumstances: What else differs: what was applied, commit, kernel, sessions.
         notes: What a reader has to know, a sentence each.
         sentence: The verdict.
+        ablation: What an ablation of the candidate found for each technique alone, a sentence;
+            ``None`` if none lies beside its runs.
     """
 
     baseline: list[Result]
@@ -69,6 +75,7 @@ class Comparison:
     circumstances: list[Difference]
     notes: list[str]
     sentence: str
+    ablation: str | None = None
 
 
 def compare(
@@ -92,22 +99,23 @@ def compare(
     Raises:
         ComparisonError: If the runs differ in test images, data, hardware or library versions, so
             that tuning would be credited with what it did not do; every difference is listed. If
-            the repeats of one side are not of one recipe. If the margin is not above 0.
+            the repeats of one side are not of one recipe. If the margin or the price cannot be.
         ResultError: If predictions cannot be read.
     """
-    if not margin_points > 0 or (price_per_hour is not None and not price_per_hour > 0):
-        raise ComparisonError("The margin, and a price, must be above 0.")
+    check_margin(margin_points, price_per_hour)
     sides = [[side] if isinstance(side, Result) else list(side) for side in (baseline, candidate)]
     problems = [line for side in sides for line in check_repeats(side)] or refusals(*sides)
     if problems:
-        names = " and ".join(side[0].recipe.name for side in sides if side)
-        raise ComparisonError.from_problems(f"Comparing {names or 'nothing'}", problems)
+        raise ComparisonError.from_problems(_both(*sides), problems)
     before, after, notes = pair_by_seed(*sides)
-    paired, more = _compare_predictions(before, after)
+    seeds = seeds_of_pairs(before, after)
+    paired, more = _compare_predictions(before, after, seeds)
     rows = {row.name: row for row in build_rows(before, after, paired, price_per_hour)}
     speedup = _interval(rows[EXECUTION_TIME])
     speed = judge_speed(speedup) if speedup else UNDECIDED
-    accuracy = _judge_accuracy(rows[TEST_ACCURACY], paired, margin_points, before)
+    accuracy = _judge_accuracy(
+        rows[TEST_ACCURACY], paired, margin_points, before[0].data.eval_samples, len(set(seeds))
+    )
     techniques = changed_techniques(before[0], after[0])
     beyond = beyond_techniques(before[0], after[0])
     others = [item.name for item in beyond if "." in item.name]
@@ -115,7 +123,7 @@ def compare(
         baseline=before,
         candidate=after,
         pairs=len(before),
-        seeds=len({run.seed for run in before}),
+        seeds=len(set(seeds)),
         rows=list(rows.values()),
         speed=speed,
         accuracy=accuracy,
@@ -125,7 +133,28 @@ def compare(
         circumstances=circumstances(before[0], after[0]),
         notes=notes + more,
         sentence=write_sentence(speed, speedup, accuracy, techniques, others),
+        ablation=say_attribution(after),
     )
+
+
+def _both(baseline: Sequence[Result], candidate: Sequence[Result]) -> str:
+    names = " and ".join(side[0].recipe.name for side in (baseline, candidate) if side)
+    return f"Comparing {names or 'nothing'}"
+
+
+def check_margin(margin_points: float, price_per_hour: float | None = None) -> None:
+    """Refuse what is no margin or no price.
+
+    Raises:
+        ComparisonError: With all that is wrong.
+    """
+    problems = []
+    if not 0 < margin_points <= _POINTS:
+        problems.append(f"margin: {margin_points:g}, expected points above 0 and up to {_POINTS}.")
+    if price_per_hour is not None and not 0 < price_per_hour < _HIGHEST_PRICE:
+        problems.append(f"price per hour: {price_per_hour:g}, expected a number above 0.")
+    if problems:
+        raise ComparisonError.from_problems("The comparison", problems)
 
 
 def _interval(row: Row) -> Interval | None:
@@ -134,19 +163,18 @@ def _interval(row: Row) -> Interval | None:
 
 
 def _judge_accuracy(
-    row: Row, paired: Differences | None, margin_points: float, before: Sequence[Result]
+    row: Row, paired: Differences | None, margin_points: float, images: int, seeds: int
 ) -> AccuracyVerdict | None:
     points = _interval(row)
     if points is None:
         return None
-    seeds = len({run.seed for run in before})
     return AccuracyVerdict(
         points=points.value,
         low=points.low,
         high=points.high,
         margin_points=margin_points,
         verdict=judge_accuracy(points, margin_points, seeds),
-        images=before[0].data.eval_samples,
+        images=images,
         seeds=seeds,
         mcnemar=paired.disagreements if paired else [],
         classes=paired.classes if paired else [],
@@ -154,12 +182,12 @@ def _judge_accuracy(
 
 
 def _compare_predictions(
-    before: Sequence[Result], after: Sequence[Result]
+    before: Sequence[Result], after: Sequence[Result], seeds: Sequence[int]
 ) -> tuple[Differences | None, list[str]]:
     """Compare image by image, where both sides kept their predictions.
 
     Raises:
-        ComparisonError: If they are not of the same images in the same order.
+        ComparisonError: If they are not of the same images in the same order; all are named.
     """
     if any(run.metrics.test is None for run in (*before, *after)):
         return None, []
@@ -173,15 +201,17 @@ def _compare_predictions(
             if item is None
         ]
         return None, [f"No predictions.npz beside {', '.join(missing)}: accuracy has no interval."]
-    first = found[0][0]
-    for item, run in zip((*found[0], *found[1]), (*before, *after), strict=True):
-        same = np.array_equal(item.index, first.index) and np.array_equal(item.label, first.label)
-        if not same or item.probability.shape != first.probability.shape:
-            raise ComparisonError(
-                f"The test images in predictions.npz of {run.recipe.name}/{run.run_id} are not "
-                f"those of {before[0].recipe.name}/{before[0].run_id}; run both on the same ones."
-            )
-    seeds, names = [run.seed for run in before], before[0].data.label_names
+    first, name = found[0][0], f"{before[0].recipe.name}/{before[0].run_id}"
+    other = [
+        f"{run.recipe.name}/{run.run_id}: the test images in its predictions.npz are not those of "
+        f"{name}, or stand in another order; run both on the same ones."
+        for item, run in zip((*found[0], *found[1]), (*before, *after), strict=True)
+        if not np.array_equal(item.index, first.index)
+        or not np.array_equal(item.label, first.label)
+    ]
+    if other:
+        raise ComparisonError.from_problems(_both(before, after), other)
+    names = before[0].data.label_names
     return differences(found[0], found[1], seeds, names), _stale(found, (before, after))
 
 

@@ -77,24 +77,32 @@ def refusals(baseline: Sequence[Result], candidate: Sequence[Result]) -> list[st
     a, b = baseline[0], candidate[0]
     problems = []
     for what, name in (("test", "eval"), ("training", "train")):
-        mine, theirs = (
-            {getattr(run.data, f"{name}_fingerprint") for run in side}
-            for side in (baseline, candidate)
-        )
-        if len(mine | theirs) > 1:
+        if len({getattr(run.data, f"{name}_fingerprint") for run in (a, b)}) > 1:
             counts = [getattr(run.data, f"{name}_samples") for run in (a, b)]
             sources = [run.recipe.dataset.name_or_path for run in (a, b)]
             problems.append(
                 f"{what} images: {counts[0]} of {sources[0]} against {counts[1]} of {sources[1]}, "
                 f"which are not the same; run both on the same ones."
             )
-    if a.data.label_names != b.data.label_names and not problems:
-        problems.append("class names: they differ; run both on the same data.")
+    problems += _differing_classes(a.data.label_names, b.data.label_names)
     problems += [
         f"{name}: {before} against {after}; run both on one machine with the same libraries."
         for name, before, after in environment_differences(a.environment, b.environment)
     ]
     return problems
+
+
+def _differing_classes(one: Sequence[str], two: Sequence[str]) -> Iterator[str]:
+    if len(one) != len(two):
+        yield f"classes: {len(one)} against {len(two)}; run both on the same data."
+        return
+    differing = [(x, y) for x, y in zip(one, two, strict=True) if x != y]
+    if differing:
+        first, second = differing[0]
+        yield (
+            f'class names: {len(differing)} of {len(one)} differ, the first of them "{first}" '
+            f'against "{second}"; run both on the same data.'
+        )
 
 
 def _is_applied(technique: Technique, baseline: Result, candidate: Result) -> bool:

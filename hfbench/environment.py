@@ -41,7 +41,7 @@ _ACCELERATE_LAUNCH = ("accelerate-launch", "accelerate.commands.launch")
 class Environment(BaseModel):
     """What a run ran on. Names no host, user or path, since it is published with a model."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     device_type: str
     device_name: str
@@ -90,8 +90,8 @@ def _decisive(environment: Environment) -> dict[str, Any]:
     for name in ("memory", "device_memory"):  # a kernel may keep some for itself
         mib = content.pop(f"{name}_mib")
         content[f"{name}_gib"] = None if mib is None else round(mib / 1024)
-    system, *_, architecture = environment.platform.split(" ")
-    content["platform"] = f"{system} {architecture}"
+    words = environment.platform.split(" ")
+    content["platform"] = " ".join([words[0], *words[1:][-1:]])  # system and architecture
     return content | {f"packages.{name}": v for name, v in environment.packages.items()}
 
 

@@ -13,6 +13,7 @@ LEVEL = 0.95
 # Seeds that scatter no more than this share of what the rest alone would give are taken not to
 # differ; with two seeds such a scatter says nothing. Chosen by simulation for even coverage.
 _BELIEVED = {2: 0.0, 3: 0.9}
+_LARGEST = 700.0  # exp of more is no float
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,9 @@ def _percentiles(value: float, draws: np.ndarray, level: float) -> Interval:
 
 
 def _exponential(interval: Interval) -> Interval:
+    # Two pairs that differ by orders of magnitude leave no bound that a float can hold.
     low, high = (
-        None if end is None else float(np.exp(end)) for end in (interval.low, interval.high)
+        None if end is None else float(np.exp(np.clip(end, -_LARGEST, _LARGEST)))
+        for end in (interval.low, interval.high)
     )
     return Interval(float(np.exp(interval.value)), low, high)

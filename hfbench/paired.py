@@ -10,37 +10,14 @@ import numpy as np
 from scipy import sparse
 
 from hfbench.calibration import BINS
-from hfbench.errors import ResultError
 from hfbench.intervals import LEVEL, Interval, mcnemar, seeds_and_images_interval
-from hfbench.result import PREDICTIONS_FILE, Result
+from hfbench.predicted import Predictions
 
 RESAMPLES = 10_000  # of accuracy, where it is cheap
 _RESAMPLES_OF_SCORES = 1_000
-_ARRAYS = ("index", "label", "prediction", "probability")
 _CHUNK = 100  # resamples at a time: 10,000 images x 100 x 8 bytes
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """What a model said about each test image.
-
-    Attributes:
-        index: int, (N,): position of each image in its split.
-        label: int, (N,).
-        prediction: int, (N,).
-        probability: float, (N, C).
-    """
-
-    index: np.ndarray
-    label: np.ndarray
-    prediction: np.ndarray
-    probability: np.ndarray
-
-    @property
-    def right(self) -> np.ndarray:
-        """Whether each image is classified rightly, bool, (N,)."""
-        right: np.ndarray = self.label == self.prediction
-        return right
+# A score in [0, 1] for each row of image weights, (R, N) -> (R,).
+_Score = Callable[[Predictions, np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -48,7 +25,7 @@ class Disagreement:
     """One pair of trainings by exact McNemar test.
 
     Attributes:
-        seed: Of the baseline's training.
+        seed: Of the pair of trainings.
         only_baseline: Images that only the baseline classifies rightly.
         only_candidate: Images that only the candidate does.
         p: Two-sided p-value of equally many errors.
@@ -89,42 +66,18 @@ class Differences:
     """Candidate less baseline in percentage points, with 95 % intervals over images and seeds.
 
     Attributes:
-        accuracies: Of both sides, as shares, means over their runs; so are the next two.
+        calibration_error: ``None``, as is the next, if the probabilities of a run are no numbers.
+        accuracies: Of both sides, as shares, means over their runs; so are the other two.
     """
 
     accuracy: Interval
     f1_macro: Interval
-    calibration_error: Interval
+    calibration_error: Interval | None
+    calibration_errors: tuple[float, float] | None
     accuracies: tuple[float, float]
     f1_macros: tuple[float, float]
-    calibration_errors: tuple[float, float]
     disagreements: list[Disagreement]
     classes: list[ClassChange]
-
-
-def load_predictions(result: Result) -> Predictions | None:
-    """Read ``predictions.npz`` of a run; ``None`` if the run kept none.
-
-    Raises:
-        ResultError: If the file is damaged or is not of this run's test images.
-    """
-    path = result.folder / PREDICTIONS_FILE if result.folder else None
-    if path is None or not path.is_file():
-        return None
-    try:
-        with path.open("rb") as stream, np.load(stream) as file:
-            found = Predictions(*(file[name] for name in _ARRAYS))
-    except (OSError, ValueError, KeyError, EOFError) as error:
-        raise ResultError(f"{path} cannot be read: {error}; run the recipe again.") from None
-    except Exception as error:  # zipfile and zlib raise their own
-        raise ResultError(f"{path} is damaged: {error}; run the recipe again.") from None
-    samples = result.data.eval_samples
-    if not len(found.label) == len(found.prediction) == len(found.probability) == samples:
-        raise ResultError(
-            f"{path} holds {len(found.label)} images, but the run was tested on {samples}; run the "
-            "recipe again."
-        )
-    return found
 
 
 def differences(
@@ -149,20 +102,29 @@ def differences(
     )
     classes = len(label_names)
     per_seed = np.stack(_means_by_seed(right, seeds))
-    f1_macro, calibration_error = _resample_scores(baseline, candidate, seeds, classes)
+    once = np.ones((1, len(baseline[0].label)))
+
+    def f1(item: Predictions, weights: np.ndarray) -> np.ndarray:
+        return _f1_macro(item, weights, classes)
+
+    scores: list[_Score] = [f1]
+    if all(item.calibrated for item in (*baseline, *candidate)):
+        scores.append(_calibration)
+    intervals = [_in_points(item) for item in _resample(scores, baseline, candidate, seeds)]
 
     def means(score: Callable[[Predictions], float]) -> tuple[float, float]:
         before, after = (float(np.mean([score(p) for p in side])) for side in (baseline, candidate))
         return before, after
 
-    once = np.ones((1, len(baseline[0].label)))
     return Differences(
         accuracy=_in_points(accuracy_interval(per_seed)),
-        f1_macro=_in_points(f1_macro),
-        calibration_error=_in_points(calibration_error),
+        f1_macro=intervals[0],
+        calibration_error=intervals[1] if intervals[1:] else None,
+        calibration_errors=means(lambda item: float(_calibration(item, once)[0]))
+        if intervals[1:]
+        else None,
         accuracies=means(lambda item: float(item.right.mean())),
-        f1_macros=means(lambda item: float(_f1_macro(item, once, classes)[0])),
-        calibration_errors=means(lambda item: float(_calibration(item, once)[0])),
+        f1_macros=means(lambda item: float(f1(item, once)[0])),
         disagreements=[
             _disagreement(seed, before, after)
             for seed, before, after in zip(seeds, baseline, candidate, strict=True)
@@ -211,22 +173,17 @@ def _means_by_seed(values: np.ndarray, seeds: Sequence[int]) -> list[Any]:
     ]
 
 
-def _resample_scores(
+def _resample(
+    scores: Sequence[_Score],
     baseline: Sequence[Predictions],
     candidate: Sequence[Predictions],
     seeds: Sequence[int],
-    classes: int,
-) -> tuple[Interval, Interval]:
-    """Return the intervals of macro F1 and of the calibration error, as shares."""
-
-    def f1(item: Predictions, weights: np.ndarray) -> np.ndarray:
-        return _f1_macro(item, weights, classes)
-
+) -> list[Interval]:
+    """Return the intervals of scores, as shares."""
     images = len(baseline[0].label)
     generator = np.random.default_rng(0)
-    chunks: list[list[np.ndarray]] = [[], []]
+    chunks: list[list[np.ndarray]] = [[] for _ in scores]
     pairs = list(zip(baseline, candidate, strict=True))
-    scores: tuple[Callable[[Predictions, np.ndarray], np.ndarray], ...] = (f1, _calibration)
     for _ in range(_RESAMPLES_OF_SCORES // _CHUNK):
         weights = generator.multinomial(images, np.full(images, 1 / images), size=_CHUNK)
         for found, score in zip(chunks, scores, strict=True):
@@ -238,7 +195,7 @@ def _resample_scores(
         resampled = np.stack(_means_by_seed(np.concatenate(found, axis=1), seeds), axis=1)
         by_seed = np.array(_means_by_seed(exact, seeds))
         intervals.append(seeds_and_images_interval(by_seed, resampled))
-    return intervals[0], intervals[1]
+    return intervals
 
 
 def _f1_macro(item: Predictions, weights: np.ndarray, classes: int) -> np.ndarray:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+_MOST_DIGITS = 5
+
 
 def percent(share: float) -> str:
     """Write a share in [0, 1] as per cent with two decimals."""
@@ -19,3 +23,25 @@ def duration(seconds: float) -> str:
         return f"{minutes} min {rest:02d} s"
     hours, minutes = divmod(round(seconds / 60), 60)
     return f"{hours} h {minutes:02d} min"
+
+
+def factor(value: float, digits: int = 2) -> str:
+    """Write how many times as much: 1.15, 0.004, 12,300, 2e+07."""
+    if value >= 1e6:
+        return f"{value:.0e}"
+    if value >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.{digits}f}" if round(value, 2) else f"{value:.1g}"
+
+
+def enough_digits(values: Sequence[float], border: float) -> int:
+    """Return with how many decimals, at least two, no value reads as a border that it is not."""
+    for digits in range(2, _MOST_DIGITS):
+        if all(value == border or round(value, digits) != border for value in values):
+            return digits
+    return _MOST_DIGITS
+
+
+def signed(value: float, digits: int = 2) -> str:
+    """Write a difference with its sign: +0.12, -0.50, +0.00."""
+    return f"{round(value, digits) + 0.0:+.{digits}f}"  # + 0.0: -0.0 becomes 0.0

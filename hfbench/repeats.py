@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from hfbench.differing import differing_settings
 from hfbench.environment import environment_differences
+from hfbench.recipe import Recipe
 from hfbench.result import Result
 
 
@@ -16,8 +17,8 @@ def select_repeats(results: Sequence[Result]) -> tuple[list[Result], list[str]]:
         results: Finished runs, oldest first, at least one.
 
     Returns:
-        Runs of the same settings but for the seed, the same environment and number of processes;
-        and a sentence for each reason why others were left out.
+        Runs of the same settings but for the seed, the same environment, number of processes and
+        images; and a sentence for each reason why others were left out.
     """
     newest = results[-1]
     chosen: list[Result] = []
@@ -57,11 +58,17 @@ def pair_by_seed(
     Returns:
         Both sides, equally long, and what a reader has to know, a sentence each.
     """
-    before, after = (sorted(side, key=lambda run: run.run_id) for side in (baseline, candidate))
+    before, after = map(_in_order, (baseline, candidate))
+    notes: list[str] = []
+    for side, given in ((before, baseline), (after, candidate)):
+        copies = len(given) - len(side)
+        if copies:
+            runs = "1 run" if copies == 1 else f"{copies} runs"
+            notes.append(f"{side[0].recipe.name}: {runs} left out, copies of others.")
     seeds = {run.seed for run in before} & {run.seed for run in after}
     if not seeds:
         pairs = list(zip(before, after, strict=False))
-        notes = ["The two sides share no seed: runs are paired in order of time."]
+        notes.append("The two sides share no seed: runs are paired in order of time.")
     else:
         pairs = [
             pair
@@ -72,17 +79,42 @@ def pair_by_seed(
                 strict=False,
             )
         ]
-        notes = []
     for side, place in ((before, 0), (after, 1)):
         used = {id(pair[place]) for pair in pairs}
         alone = [f"{run.run_id} (seed {run.seed})" for run in side if id(run) not in used]
         if alone:
             notes.append(f"{side[0].recipe.name}: without a partner: {', '.join(alone)}.")
+    same = sum(one == two for one, two in pairs)
+    if same:
+        notes.append(f"{same} of {len(pairs)} pairs are of a run with itself.")
     return [pair[0] for pair in pairs], [pair[1] for pair in pairs], notes
 
 
+def seeds_of_pairs(baseline: Sequence[Result], candidate: Sequence[Result]) -> list[int]:
+    """Return the seed of each pair; where those of its runs differ, of the side with fewer seeds.
+
+    Pairs that share a training seed on one side are no independent trainings.
+    """
+    sides = [[run.seed for run in side] for side in (baseline, candidate)]
+    return min(sides, key=lambda seeds: len(set(seeds)))
+
+
+def same_but_seed(one: Recipe, other: Recipe) -> bool:
+    """Tell whether two recipes are the same experiment, with any seed."""
+    return _without_seed(one) == _without_seed(other)
+
+
+def _in_order(runs: Sequence[Result]) -> list[Result]:
+    """Sort runs by time; a copy of a run is no repeat of it."""
+    found: list[Result] = []
+    for run in sorted(runs, key=lambda run: run.run_id):
+        if run not in found:
+            found.append(run)
+    return found
+
+
 def _why_no_repeat(run: Result, other: Result) -> str | None:
-    if _without_seed(run) != _without_seed(other):
+    if not same_but_seed(run.recipe, other.recipe):
         names = [item.name for item in differing_settings(run, other)] or ["its name"]
         return f"other settings ({', '.join(names)})"
     if run.training.world_size != other.training.world_size:
@@ -94,10 +126,12 @@ def _why_no_repeat(run: Result, other: Result) -> str | None:
             + ", ".join(f"{name} {before} instead of {after}" for name, before, after in changed)
             + ")"
         )
+    for what, name in (("test", "eval_fingerprint"), ("training", "train_fingerprint")):
+        if getattr(run.data, name) != getattr(other.data, name):
+            return f"other {what} images"
     return None
 
 
-def _without_seed(run: Result) -> str:
-    arguments = {k: v for k, v in run.recipe.training_args.items() if k != "seed"}
-    recipe = run.recipe.model_copy(update={"training_args": arguments})
-    return recipe.digest()
+def _without_seed(recipe: Recipe) -> str:
+    arguments = {k: v for k, v in recipe.training_args.items() if k != "seed"}
+    return recipe.model_copy(update={"training_args": arguments}).digest()

@@ -27,7 +27,9 @@ CONFUSION_FILE = "confusion.png"
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=()
+    )
 
 
 class Switch(_Part):
@@ -376,7 +378,7 @@ def load_results(path: str | os.PathLike[str]) -> list[Result]:
 def _read(file: Path) -> Result:
     try:
         content = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ResultError(f"{file} cannot be read: {error}") from None
     version = content.get("schema_version") if isinstance(content, dict) else None
     if version not in _READABLE_VERSIONS:
@@ -388,6 +390,9 @@ def _read(file: Path) -> Result:
     except ValidationError as error:
         found = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
         raise ResultError.from_problems(str(file), found) from None
+    seed = result.recipe.argument("seed")
+    if not isinstance(seed, int):
+        raise ResultError(f"{file}: recipe.training_args.seed is {seed!r}, expected a whole number")
     result._folder = file.parent
     return result
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from hfbench.result import Result
 
 EXECUTION_TIME = "execution time"
 TEST_ACCURACY = "test accuracy"
+CALIBRATION_ERROR = "test calibration error"
 SECONDS_PER_HOUR = 3600
 
 
@@ -82,7 +84,7 @@ _SHARES = (
     (TEST_ACCURACY, _share("test", "accuracy")),
     ("test F1 macro", _share("test", "f1_macro")),
     ("test F1 weighted", _share("test", "f1_weighted")),
-    ("test calibration error", _share("test", "calibration_error")),
+    (CALIBRATION_ERROR, _share("test", "calibration_error")),
     ("train accuracy", _share("train", "accuracy")),
     ("train F1 macro", _share("train", "f1_macro")),
     ("train F1 weighted", _share("train", "f1_weighted")),
@@ -119,6 +121,7 @@ def _ratio_row(quantity: _Quantity, baseline: Sequence[Result], candidate: Seque
         for a, b in zip(before, after, strict=True)
         if a and b and a > 0 and b > 0
     ]
+    ratios = [ratio for ratio in ratios if 0 < ratio < math.inf]
     whole = len(ratios) == len(before)  # a mean over other pairs would be one of other runs
     gain = ratio_interval(ratios) if ratios and whole else Interval(float("nan"), None, None)
     return Row(
@@ -141,9 +144,16 @@ def _share_rows(
         judged = {
             TEST_ACCURACY: (*paired.accuracies, paired.accuracy),
             "test F1 macro": (*paired.f1_macros, paired.f1_macro),
-            "test calibration error": (*paired.calibration_errors, paired.calibration_error),
         }
+        if paired.calibration_error and paired.calibration_errors:
+            judged[CALIBRATION_ERROR] = (
+                *paired.calibration_errors,
+                paired.calibration_error,
+            )
     for name, read in _SHARES:
+        if paired and name == CALIBRATION_ERROR and name not in judged:
+            yield Row(name, "share", None, None, None, None)  # a training diverged
+            continue
         if name in judged:
             before, after, points = judged[name]
             yield Row(name, "share", before, after, None, points.value, points.low, points.high)

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from hfbench.comparison import Comparison
 from hfbench.differing import Difference
-from hfbench.quantities import duration, percent
+from hfbench.quantities import duration, enough_digits, factor, percent, signed
 from hfbench.rows import Row
 from hfbench.tables import PlainTable, as_text
 from hfbench.verdict import AccuracyVerdict
@@ -25,6 +25,7 @@ def comparison_tables(comparison: Comparison) -> Group:
     parts: list[Table | Text] = [
         Text(f"{b} against {a}", style="bold"),
         Text(comparison.sentence, style="bold green" if comparison.speed == "faster" else "bold"),
+        *([Text(comparison.ablation)] if comparison.ablation else []),
         *(Text(line) for line in _say_beyond(comparison)),
         _quantities(comparison, a, b),
         Text(_explain(comparison)),
@@ -55,7 +56,7 @@ def _say_beyond(comparison: Comparison) -> Iterator[str]:
 def _quantities(comparison: Comparison, a: str, b: str) -> Table:
     table = PlainTable()
     for heading in ("", a, b, "gain", "95 % interval"):
-        table.add_column(heading, justify="left" if not heading else "right")
+        table.add_column(heading, justify="left" if not heading else "right", overflow="fold")
     for row in comparison.rows:
         if row.baseline is not None or row.candidate is not None:
             values = (_value(row, row.baseline), _value(row, row.candidate))
@@ -90,7 +91,7 @@ def _accuracy(accuracy: AccuracyVerdict) -> list[Table | Text]:
             f"{item.only_candidate} only the candidate, p = {item.p:.3g}"
             for item in accuracy.mcnemar
         ]
-        parts.append(Text(f"Exact McNemar test on {accuracy.images} images. " + "; ".join(tests)))
+        parts.append(Text(f"Exact McNemar test on {accuracy.images:,} images. " + "; ".join(tests)))
     changed = [item for item in accuracy.classes if item.points][:_CLASSES_SHOWN]
     if changed:
         table = PlainTable()
@@ -103,8 +104,10 @@ def _accuracy(accuracy: AccuracyVerdict) -> list[Table | Text]:
                 str(item.images),
                 percent(item.baseline),
                 percent(item.candidate),
-                f"{item.points:+.2f}",
-                "" if item.low is None else f"{item.low:+.2f} to {item.high:+.2f}",
+                signed(item.points),
+                ""
+                if item.low is None or item.high is None
+                else f"{signed(item.low)} to {signed(item.high)}",
             )
         parts.append(table)
     return parts
@@ -130,21 +133,26 @@ def _value(row: Row, value: float | None) -> str:
         return duration(value)
     if row.unit == "price":
         return f"{value:.4g}"
-    for factor, prefix in _ENGINEERING:
-        if row.unit.startswith("FLOP") and value >= factor:
-            return f"{value / factor:.2f} {prefix}{row.unit}"
+    for size, prefix in _ENGINEERING:
+        if row.unit.startswith("FLOP") and value >= size:
+            return f"{value / size:.2f} {prefix}{row.unit}"
     return f"{value:.1f} {row.unit}"
 
 
 def _gain(row: Row) -> str:
     if row.points is not None:
-        return f"{row.points:+.2f} points"
-    return f"{row.speedup:.2f}×" if row.speedup is not None else ""
+        return f"{signed(row.points)} points"
+    return f"{factor(row.speedup, _digits(row))}×" if row.speedup is not None else ""
 
 
 def _ends(row: Row) -> str:
     if row.low is None or row.high is None:
         return ""
     if row.points is not None:
-        return f"{row.low:+.2f} to {row.high:+.2f}"
-    return f"{row.low:.2f} to {row.high:.2f}"
+        return f"{signed(row.low)} to {signed(row.high)}"
+    digits = _digits(row)
+    return f"{factor(row.low, digits)} to {factor(row.high, digits)}"
+
+
+def _digits(row: Row) -> int:
+    return enough_digits([end for end in (row.low, row.high) if end is not None], 1)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from hfbench.intervals import Interval
 from hfbench.paired import ClassChange, Disagreement
+from hfbench.quantities import enough_digits, factor, signed
 
 FASTER = "faster"
 SLOWER = "slower"
@@ -108,13 +109,16 @@ def _say_speed(speed: str, speedup: Interval | None) -> str:
     if speedup is None:
         return "speed was not measured"
     if speedup.low is None or speedup.high is None:
-        return f"speed {UNDECIDED}: {speedup.value:.2f}× in the one pair there is"
-    interval = f"[{speedup.low:.2f}, {speedup.high:.2f}]"
+        return f"speed {UNDECIDED}: {factor(speedup.value)}× in the one pair there is"
+    digits = enough_digits((speedup.low, speedup.high), 1)
+    value, low, high = (
+        factor(number, digits) for number in (speedup.value, speedup.low, speedup.high)
+    )
     if speed == FASTER:
-        return f"{speedup.value:.2f}× faster {interval}"
+        return f"{value}× faster [{low}, {high}]"
     if speed == SLOWER:
-        return f"slower: {speedup.value:.2f}× the speed {interval}"
-    return f"no difference in speed shown: {speedup.value:.2f}× {interval}"
+        return f"slower: {value}× the speed [{low}, {high}]"
+    return f"no difference in speed shown: {value}× [{low}, {high}]"
 
 
 def _say_accuracy(accuracy: AccuracyVerdict | None) -> str:
@@ -122,8 +126,12 @@ def _say_accuracy(accuracy: AccuracyVerdict | None) -> str:
         return "no accuracy (the labels mean nothing)"
     margin = f"{accuracy.margin_points:g} points"
     if accuracy.low is None or accuracy.high is None:
-        return f"accuracy {UNDECIDED}: {accuracy.points:+.2f} points, no predictions to judge by"
-    found = f"{accuracy.points:+.2f} [{accuracy.low:+.2f}, {accuracy.high:+.2f}]"
+        return f"accuracy {UNDECIDED}: {signed(accuracy.points)} points, no predictions to judge by"
+    digits = enough_digits((accuracy.low, accuracy.high), -accuracy.margin_points)
+    value, low, high = (
+        signed(number, digits) for number in (accuracy.points, accuracy.low, accuracy.high)
+    )
+    found = f"{value} [{low}, {high}]"
     if accuracy.verdict == NOT_WORSE:
         return f"accuracy not worse than {margin}: {found}"
     if accuracy.verdict == WORSE:

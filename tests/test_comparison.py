@@ -43,6 +43,14 @@ def make_up(
     return baseline, save_repeats(root, "cand", seconds, other, **(BF16 | changes))
 
 
+def change_predictions(run: Result, **arrays: np.ndarray) -> None:
+    assert run.folder is not None
+    path = run.folder / "predictions.npz"
+    with np.load(path) as file:
+        content = dict(file) | arrays
+    np.savez(path, **content)
+
+
 # Verdicts
 
 
@@ -105,9 +113,14 @@ def test_margin_decides(tmp_path: Path) -> None:
     sides = make_up(tmp_path, 1.0, 0.01, 5)
     verdicts = [compare(*sides, margin_points=margin).accuracy for margin in (0.5, 2.0)]
     assert [item.verdict for item in verdicts if item] == ["worse", "not worse"]
-    for margin in (0.0, -1.0):
-        with pytest.raises(ComparisonError, match="margin"):
-            compare(*sides, margin_points=margin)
+
+
+@pytest.mark.parametrize("number", [0.0, -1.0, float("nan"), float("inf")])
+def test_no_margin_and_no_price_are_refused_together(number: float) -> None:
+    with pytest.raises(ComparisonError, match="2 problems") as caught:
+        compare(make_result(), make_result(), margin_points=number, price_per_hour=number)
+    assert f"margin: {number:g}, expected points above 0 and up to 100" in str(caught.value)
+    assert f"price per hour: {number:g}, expected" in str(caught.value)
 
 
 def test_same_seed_again_is_a_pair_for_speed_and_no_other_seed(tmp_path: Path) -> None:
@@ -129,6 +142,55 @@ def test_runs_are_paired_by_seed_and_others_are_named(tmp_path: Path) -> None:
     assert rows(found)["execution time"].speedup == pytest.approx(2.0)
     assert any("(seed 1)" in note for note in found.notes)
     assert any("(seed 9)" in note for note in found.notes)
+
+
+def test_copy_of_a_run_is_no_repeat(tmp_path: Path) -> None:
+    baseline, candidate = make_up(tmp_path, 1.5, 0.0, 1)
+    found = compare(baseline * 2, candidate * 3)
+    assert (found.pairs, found.speed) == (1, "undecided")
+    assert found.notes == [
+        "base: 1 run left out, copies of others.",
+        "cand: 2 runs left out, copies of others.",
+    ]
+
+
+def test_runs_against_themselves_are_named(tmp_path: Path) -> None:
+    baseline, _ = make_up(tmp_path, 1.0, 0.0, 2)
+    assert "2 of 2 pairs are of a run with itself." in compare(baseline, baseline).notes
+
+
+@pytest.mark.parametrize("seeds", [([1, 2, 3], [7, 7, 7]), ([7, 7, 7], [1, 2, 3])])
+def test_one_training_seed_on_either_side_decides_no_accuracy(
+    seeds: tuple[list[int], list[int]], tmp_path: Path
+) -> None:
+    right = np.ones((3, 5000), dtype=bool)
+    sides = [
+        save_repeats(tmp_path, name, [100, 101, 102], right, seeds=of_side)
+        for name, of_side in zip(("base", "cand"), seeds, strict=True)
+    ]
+    found = compare(*sides)
+    assert (found.pairs, found.seeds) == (3, 1)
+    assert found.accuracy is not None
+    assert found.accuracy.verdict == "undecided"
+
+
+def test_no_rounded_end_contradicts_the_verdict(tmp_path: Path) -> None:
+    right = np.ones((3, 100), dtype=bool)
+    baseline = save_repeats(tmp_path, "base", [100.0, 100.1, 99.9], right)
+    found = compare(baseline, save_repeats(tmp_path, "cand", [100.3, 100.5, 100.3], right))
+    # Ratios 0.99701, 0.99602, 0.99601; t(2) is 4.303, the error of the mean log 0.000334.
+    assert found.sentence.startswith("slower: 0.996× the speed [0.995, 0.998]")
+
+
+def test_orders_of_magnitude_stay_numbers_that_can_be_read(tmp_path: Path) -> None:
+    right = np.ones((2, 100), dtype=bool)
+    baseline = save_repeats(tmp_path, "base", [100.0, 100.0], right)
+    found = compare(baseline, save_repeats(tmp_path, "cand", [1e-200, 100.0], right))
+    row = rows(found)["execution time"]
+    assert row.low is not None
+    assert row.high is not None
+    assert 0 < row.low < row.high < float("inf")
+    assert found.sentence.startswith("no difference in speed shown: 1e+101× [1e-304, 1e+304];")
 
 
 # Accuracy, image by image
@@ -190,6 +252,14 @@ def test_damaged_predictions_are_a_clear_error(tmp_path: Path) -> None:
     (candidate[0].folder / "predictions.npz").write_bytes(b"PK\x03\x04 no archive")
     with pytest.raises(ResultError, match=r"predictions\.npz"):
         compare(baseline, candidate)
+
+
+def test_training_that_diverged_has_an_accuracy_and_no_calibration(tmp_path: Path) -> None:
+    baseline, candidate = make_up(tmp_path, 1.5, 0.0, 2)
+    change_predictions(candidate[0], probability=np.full((10_000, 10), np.nan, np.float32))
+    found = compare(baseline, candidate)
+    assert rows(found)["test accuracy"].low is not None
+    assert rows(found)["test calibration error"].points is None
 
 
 def test_predictions_count_if_the_result_says_otherwise(tmp_path: Path) -> None:
@@ -330,6 +400,26 @@ def test_every_reason_to_refuse_is_named() -> None:
     assert "packages.torch: 2.15.0 against 2.16.0" in said
 
 
+def test_classes_in_another_order_are_refused() -> None:
+    names = make_result().data.label_names
+    other = make_result(data={"label_names": names[::-1]})
+    said = f'class names: {len(names)} of {len(names)} differ, the first of them "{names[0]}"'
+    with pytest.raises(ComparisonError, match=said):
+        compare(make_result(), other)
+
+
+def test_repeats_on_other_images_are_no_repeats(tmp_path: Path) -> None:
+    right = draw_right(np.random.default_rng(0), 1, 100, 0.9)
+    other = {"data": {"eval_fingerprint": "c" * 64}}
+    old = save_repeats(tmp_path / "1", "a", [9], right, **other)
+    new = save_repeats(tmp_path / "2", "a", [100], right)
+    with pytest.raises(ComparisonError, match="no repeats of each other: other test images"):
+        compare([*old, *new], new)
+    chosen, notes = select_repeats([*old, *new])
+    assert chosen == new
+    assert notes == ["a: 1 run left out, other test images."]
+
+
 def test_kernel_and_commit_are_stated_and_not_refused() -> None:
     other = make_result(environment={"platform": "Linux 7 x86_64", "hfbench_commit": "abc"})
     found = [item.name for item in compare(make_result(), other).circumstances]
@@ -338,14 +428,15 @@ def test_kernel_and_commit_are_stated_and_not_refused() -> None:
 
 def test_other_images_in_the_predictions_are_refused(tmp_path: Path) -> None:
     baseline, candidate = make_up(tmp_path, 1.5, 0.0, 2)
-    assert candidate[1].folder is not None
-    path = candidate[1].folder / "predictions.npz"
-    with np.load(path) as file:
-        content = dict(file)
-    content["label"] = np.roll(content["label"], 1)
-    np.savez(path, **content)
-    with pytest.raises(ComparisonError, match="not those of base"):
+    for run in candidate:
+        change_predictions(run, label=np.arange(1, 10_001) % 10)
+    with pytest.raises(ComparisonError, match="base and cand has 2 problems") as caught:
         compare(baseline, candidate)
+    for run in candidate:
+        assert (
+            f"cand/{run.run_id}: the test images in its predictions.npz are not those of base/"
+            in str(caught.value)
+        )
 
 
 def test_runs_of_different_recipes_are_no_repeats(tmp_path: Path) -> None:

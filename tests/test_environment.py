@@ -404,6 +404,12 @@ def test_kernel_and_commit_and_a_few_mib_do_not(change: dict[str, Any]) -> None:
     assert environment_differences(SOME, SOME.model_copy(update=change)) == []
 
 
+def test_system_without_a_release_is_compared_too() -> None:
+    plain = SOME.model_copy(update={"platform": "Plan9"})
+    assert environment_differences(plain, plain) == []
+    assert environment_differences(SOME, plain) == [("platform", "Linux x86_64", "Plan9")]
+
+
 def test_environment_of_a_run_that_leaves_the_gpu_alone() -> None:
     on_cpu = describe_environment("cpu")
     gpu = {"device_type": "cuda", "device_name": "Some GPU", "device_count": 4, "cuda": "13.0"}

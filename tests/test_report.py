@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from itertools import combinations, pairwise
@@ -513,7 +514,75 @@ def test_ablations_are_a_section_of_their_own(tmp_path: Path) -> None:
     assert "in windows of 10 optimizer steps, n = 3 rounds" in text
 
 
+def test_margin_is_passed_on_and_said(tmp_path: Path) -> None:
+    save_pair(tmp_path / "runs")
+    write_report(tmp_path / "runs", tmp_path / "report", margin_points=99.0)
+    (row,) = read_csv(tmp_path / "report", "comparisons")
+    assert row["accuracy_verdict"] == "not worse"
+    text = (tmp_path / "report" / "report.md").read_text("utf-8")
+    assert "accuracy not worse than 99 points" in text
+    assert "puts up with a loss of 99 points" in text
+    assert "above the loss of 99 points" in text
+
+
+def test_results_alone_are_enough(tmp_path: Path) -> None:
+    for run in (run for side in save_pair(tmp_path / "runs") for run in side):
+        assert run.folder
+        (run.folder / "recipe.json").unlink()
+        (run.folder / "predictions.npz").unlink()
+    write_report(tmp_path / "runs", tmp_path / "report")
+    assert len(read_csv(tmp_path / "report", "comparisons")) == 1
+
+
+def test_copy_of_a_run_does_not_count(tmp_path: Path) -> None:
+    (run,) = save_repeats(tmp_path / "runs", "plain", [100.0], right([0.9]))
+    assert run.folder
+    shutil.copytree(run.folder, run.folder.with_name("20270101T000000000-copy"))
+    write_report(tmp_path / "runs", tmp_path / "report")
+    (row,) = read_csv(tmp_path / "report", "recipes")
+    assert row["n"] == "1"
+    text = (tmp_path / "report" / "report.md").read_text("utf-8")
+    assert "plain/20270101T000000000-copy: a copy of another run." in text
+
+
+def test_runs_that_took_no_time_are_shown(tmp_path: Path) -> None:
+    for run in save_repeats(tmp_path / "runs", "plain", [100.0, 101.0], right([0.9, 0.8])):
+        nothing = dict.fromkeys(type(run.times).model_fields, 0.0)
+        budget = TimeBudget(**dict.fromkeys(TimeBudget.model_fields, 0.0))
+        times = run.times.model_copy(update=nothing)
+        assert run.folder
+        save_result(run.model_copy(update={"times": times, "budget": budget}), run.folder)
+    write_report(tmp_path / "runs", tmp_path / "report")
+    assert "plain: training call 0.000 s." in (tmp_path / "report" / "report.md").read_text("utf-8")
+
+
+def test_log_lines_that_cannot_be_drawn_are_left_out(tmp_path: Path) -> None:
+    (run,) = save_repeats(tmp_path / "runs", "plain", [100.0], right([0.9]))
+    assert run.folder
+    good = '{"epoch": 1.0, "seconds": 2.0, "loss": 0.5}'
+    odd = ["null", "[1]", '{"loss": 1.0}', '{"epoch": 1, "seconds": "x", "loss": 1}']
+    nan = '{"epoch": 2.0, "seconds": 3.0, "loss": NaN, "eval_loss": 0.7}'
+    (run.folder / "log.jsonl").write_text("\n".join([*odd, good, nan]))
+    write_report(tmp_path / "runs", tmp_path / "report")
+    rows = read_csv(tmp_path / "report", "curves_1")
+    assert [(row["quantity"], row["value"]) for row in rows] == [
+        ("loss", "0.5"),
+        ("eval_loss", "0.7"),
+    ]
+
+
 # Errors
+
+
+@pytest.mark.parametrize("inside", ["plain", "plain/run"])
+def test_folder_inside_that_of_all_runs_is_refused_with_the_right_one(
+    inside: str, tmp_path: Path
+) -> None:
+    (run,) = save_repeats(tmp_path, "plain", [100.0], right([0.9]))
+    assert run.folder
+    run.folder.rename(tmp_path / "plain" / "run")
+    with pytest.raises(ResultError, match=rf"give the folder .*: {re.escape(str(tmp_path))}$"):
+        write_report(tmp_path / inside, tmp_path / "report")
 
 
 def test_folder_without_runs_is_refused(tmp_path: Path) -> None:

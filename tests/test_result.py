@@ -116,6 +116,32 @@ def test_file_that_is_no_result_is_refused(text: str, tmp_path: Path) -> None:
         load_result(tmp_path)
 
 
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "1e999"])
+def test_number_that_is_none_is_refused_and_named(number: str, tmp_path: Path) -> None:
+    file = save_run(tmp_path, "one", "1") / "result.json"
+    text = json.loads(file.read_text("utf-8"))
+    text["times"]["execution_seconds"] = text["environment"]["memory_mib"] = "NUMBER"
+    file.write_text(json.dumps(text).replace('"NUMBER"', number), "utf-8")
+    with pytest.raises(ResultError, match=r"has 2 problems:\n  times\.execution_seconds: "):
+        load_result(tmp_path / "one")
+
+
+@pytest.mark.parametrize("seed", [None, "abc"])
+def test_result_without_a_seed_is_refused(seed: object, tmp_path: Path) -> None:
+    file = save_run(tmp_path, "one", "1") / "result.json"
+    content = json.loads(file.read_text("utf-8"))
+    content["recipe"]["training_args"]["seed"] = seed
+    file.write_text(json.dumps(content), "utf-8")
+    with pytest.raises(ResultError, match=r"training_args\.seed is .*, expected a whole number"):
+        load_result(tmp_path / "one")
+
+
+def test_nested_too_deeply_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "result.json").write_text("[" * 100_000, "utf-8")
+    with pytest.raises(ResultError, match="cannot be read"):
+        load_result(tmp_path)
+
+
 def test_truncated_result_is_refused(tmp_path: Path) -> None:
     file = save_run(tmp_path, "one", "1") / "result.json"
     file.write_text(file.read_text("utf-8")[:500], "utf-8")

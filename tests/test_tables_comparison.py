@@ -43,7 +43,7 @@ def test_verdict_comes_first_and_every_gain_has_its_interval(tmp_path: Path) -> 
     ]
     assert cells(text, "train F1 macro")[-1] == ""
     assert "3 pairs of runs, 3 seeds" in text
-    assert "Exact McNemar test on 1000 images. seed 42: 10 images only the baseline" in words(text)
+    assert "Exact McNemar test on 1,000 images. seed 42: 10 images only the baseline" in words(text)
     assert "classes that changed most" in text
 
 

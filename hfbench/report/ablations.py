@@ -31,7 +31,8 @@ from hfbench.report.drawing import (
     plain_ticks,
     to_svg,
 )
-from hfbench.report.sets import Summary, briefly
+from hfbench.report.loading import briefly
+from hfbench.report.sets import Summary
 
 if TYPE_CHECKING:
     from hfbench.ablation_result import Ablation, Accuracy, Ratio

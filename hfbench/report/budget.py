@@ -126,8 +126,12 @@ def budget_figure(sets: Sequence[RunSet], name: str) -> Figure:
             ((mean_seconds(found, phase), phase.title) for phase in phases_of(found)), reverse=True
         )
         total = sum(seconds for seconds, _ in parts)
-        main = ", ".join(f"{title} {seconds / total:.0%}" for seconds, title in parts[:3])
-        sentences.append(f"{found.label}: training call {duration(total)}, of it {main}")
+        main = ", ".join(
+            f"{title} {seconds / total:.0%}" for seconds, title in parts[:3] if seconds > 0
+        )
+        sentences.append(
+            f"{found.label}: training call {duration(total)}" + (f", of it {main}" if main else "")
+        )
     return Figure(
         name=name,
         svg=svg,

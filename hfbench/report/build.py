@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hfbench.comparison import MARGIN_POINTS
 from hfbench.errors import ResultError
 from hfbench.recipe import local_path
 from hfbench.report.ablations import ablation_section, load_ablations
@@ -35,21 +36,28 @@ if TYPE_CHECKING:
 TITLE = "What tuning bought: hfbench report"
 
 
-def write_report(runs: str | os.PathLike[str], output: str | os.PathLike[str]) -> list[Path]:
+def write_report(
+    runs: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    margin_points: float = MARGIN_POINTS,
+) -> list[Path]:
     """Write a report of all finished runs in a folder, as Markdown and as one HTML page.
 
     Args:
         runs: Folder of ``<recipe name>/<run id>/``.
         output: Folder for ``report.md``, ``index.html``, ``data/`` and ``figures/``; made if it is
             not there. Files of the same names are replaced, others left alone.
+        margin_points: The loss of accuracy, in percentage points, that would be put up with.
 
     Returns:
         Every file written, the page first.
 
     Raises:
         ResultError: If there is no finished run that can be read, or the report cannot be written.
+        ComparisonError: If the margin cannot be.
     """
-    collection = collect_runs(local_path(runs))
+    collection = collect_runs(local_path(runs), margin_points)
     ablations, unreadable = load_ablations(local_path(runs))
     left_out = [*collection.left_out, *unreadable]
     document = build_document(replace(collection, left_out=left_out), ablations)
@@ -72,7 +80,7 @@ def build_document(runs: Collection, ablations: Sequence[Ablation]) -> Document:
         sections.append(reference)
     sections.append(runs_section(runs))
     if runs.pairs:
-        sections.append(comparison_section(runs.pairs))
+        sections.append(comparison_section(runs.pairs, runs.margin_points))
     if ablations:
         sections.append(ablation_section(ablations))
     sections += [
@@ -85,7 +93,11 @@ def build_document(runs: Collection, ablations: Sequence[Ablation]) -> Document:
     ]
     if not has_reference_runs:  # two tables of "not run" are not what a reader looks for first
         sections.append(reference)
-    sections += [machines_section(runs), reading_section(), left_out_section(runs)]
+    sections += [
+        machines_section(runs),
+        reading_section(runs.margin_points),
+        left_out_section(runs),
+    ]
     return Document(TITLE, headline(runs), sections)
 
 

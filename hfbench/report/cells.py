@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from hfbench.quantities import duration, percent
+from hfbench.quantities import duration, enough_digits, factor, percent, signed
 from hfbench.report.document import NOT_GIVEN, NOT_MEASURED, NOT_RUN, Cell
 from hfbench.report.sets import Summary
 from hfbench.rows import Row
@@ -80,26 +80,25 @@ def prefixed(value: float, unit: str) -> Cell:
 
 def gain(row: Row | None) -> Cell:
     """Return the cell of a row's gain with its interval, where there is one."""
-    if row is None or (row.speedup is None and row.points is None):
+    if row is None:
         return Cell(NOT_MEASURED)
     if row.points is not None:
         return points(row.points, row.low, row.high)
-    text = f"{row.speedup:.2f}×"
-    if row.low is not None and row.high is not None:
-        text += f" [{row.low:.2f}, {row.high:.2f}]"
-    return Cell(text, row.speedup)
+    if row.speedup is None:
+        return Cell(NOT_MEASURED)
+    if row.low is None or row.high is None:
+        return Cell(f"{factor(row.speedup)}×", row.speedup)
+    digits = enough_digits((row.low, row.high), 1)
+    value, low, high = (factor(number, digits) for number in (row.speedup, row.low, row.high))
+    return Cell(f"{value}× [{low}, {high}]", row.speedup)
 
 
 def points(value: float, low: float | None, high: float | None) -> Cell:
     """Return the cell of a difference in percentage points with its interval, if it has one."""
-    text = f"{_signed(value)} points"
+    text = f"{signed(value)} points"
     if low is not None and high is not None:
-        text += f" [{_signed(low)}, {_signed(high)}]"
+        text += f" [{signed(low)}, {signed(high)}]"
     return Cell(text, value)
-
-
-def _signed(value: float) -> str:
-    return f"{round(value, 2) + 0.0:+.2f}"  # + 0.0: -0.0 becomes 0.0
 
 
 def setting(name: str, value: Any) -> Cell:

@@ -74,7 +74,7 @@ def _applied(sets: Sequence[RunSet]) -> Table:
     )
 
 
-def reading_section() -> Section:
+def reading_section(margin_points: float) -> Section:
     """Say what each number means."""
     return Section(
         "How to read this",
@@ -94,7 +94,8 @@ def reading_section() -> Section:
                     "“No difference shown” means that the interval holds 1: a difference may still "
                     "be there, smaller than these runs can show.",
                     "“Not worse” means that the whole interval of the accuracy difference lies "
-                    "above the loss of 0.5 points that is put up with, “worse” that it lies below, "
+                    f"above the loss of {margin_points:g} points that is put up with, “worse” that "
+                    "it lies below, "
                     "“undecided” that these runs cannot tell.",
                     "Execution time is the whole training call with its evaluations and "
                     "checkpoints; train time leaves these out; steady-state training leaves out "

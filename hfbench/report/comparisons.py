@@ -16,8 +16,13 @@ _CHANGED_CLASSES = 5
 _QUANTITY = Column("quantity", "quantity", numeric=False)
 
 
-def comparison_section(pairs: Sequence[Pair]) -> Section:
-    """Set each candidate against its baseline: all on one page first, then one by one."""
+def comparison_section(pairs: Sequence[Pair], margin_points: float) -> Section:
+    """Set each candidate against its baseline: all together first, then one by one.
+
+    Args:
+        pairs: Candidates with their baselines.
+        margin_points: The loss of accuracy, in percentage points, that is put up with.
+    """
     blocks: list[Block] = []
     figure = speedup_figure(pairs)
     if figure:
@@ -39,7 +44,8 @@ def comparison_section(pairs: Sequence[Pair]) -> Section:
         Table(
             "comparisons",
             "Each candidate against its baseline: how many times faster or smaller, and the "
-            "difference of test accuracy, with 95 % intervals over n pairs of runs.",
+            "difference of test accuracy, with 95 % intervals over n pairs of runs. The accuracy's "
+            f"verdict puts up with a loss of {margin_points:g} points.",
             columns,
             [_pair_row(pair) for pair in pairs],
         )
@@ -86,6 +92,7 @@ def _pair_section(pair: Pair) -> Section:
     name = anchor(pair.candidate.label)
     blocks: list[Block] = [
         Paragraph(f"{found.sentence[0].upper()}{found.sentence[1:]}."),
+        *([Paragraph(found.ablation)] if found.ablation else []),
         _quantities(found, name),
     ]
     blocks += _accuracy_blocks(found, name)

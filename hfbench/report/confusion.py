@@ -13,7 +13,8 @@ from matplotlib.path import Path as Outline
 from hfbench.quantities import percent
 from hfbench.report.document import Figure
 from hfbench.report.drawing import SERIES, STYLE, canvas, to_svg
-from hfbench.report.sets import RunSet, load_predictions
+from hfbench.report.loading import load_predictions
+from hfbench.report.sets import RunSet
 
 NAMED_CLASSES = 20  # more names than this cannot be read along an axis
 _LEVELS = 12  # shades

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -24,12 +25,15 @@ from hfbench.report.drawing import (
     time_ticks,
     to_svg,
 )
-from hfbench.report.sets import RunSet, Summary, calibration_of, load_predictions, with_n
+from hfbench.report.loading import calibration_of, load_predictions
+from hfbench.report.sets import RunSet, Summary, with_n
 from hfbench.result import LOG_FILE, Result
 
 _NO_ACCURACY = "not measured, since the labels are synthetic"
 _Log = tuple[RunSet, Result, list[dict[str, Any]]]  # what a run logged
 _LINES = ("-", "--", "-.", ":")
+_AXES = ("epoch", "seconds")
+_QUANTITIES = ("loss", "eval_loss", "eval_accuracy")
 
 
 def curves_figure(sets: Sequence[RunSet], name: str) -> Figure | None:
@@ -39,8 +43,8 @@ def curves_figure(sets: Sequence[RunSet], name: str) -> Figure | None:
         (found.label, result.seed, quantity, entry["epoch"], entry["seconds"], entry[quantity])
         for found, result, entries in logs
         for entry in entries
-        for quantity in ("loss", "eval_loss", "eval_accuracy")
-        if entry.get(quantity) is not None
+        for quantity in _QUANTITIES
+        if _is_number(entry.get(quantity))
     ]
     if not data:
         return None
@@ -67,7 +71,7 @@ def _draw_curves(sets: Sequence[RunSet], logs: Sequence[_Log], name: str) -> str
         grid = figure.subplots(2, 2, sharex="col", sharey="row")
         for found, _, entries in logs:
             number = list(sets).index(found)
-            for column, x in enumerate(("epoch", "seconds")):
+            for column, x in enumerate(_AXES):
                 _draw_run(grid[:, column], entries, x, number)
         for number, found in enumerate(sets):
             style = {"color": SERIES[number % len(SERIES)], "linestyle": _LINES[number % 4]}
@@ -98,21 +102,25 @@ def _entries(result: Result) -> Iterator[dict[str, Any]]:
         return
     before = last = 0.0
     for entry in entries:
+        if not isinstance(entry, dict) or not all(map(_is_number, map(entry.get, _AXES))):
+            continue
         if entry["seconds"] < last:
             before += last
         last = entry["seconds"]
         yield entry | {"seconds": before + last}
 
 
+def _is_number(value: object) -> bool:
+    """Tell whether it can be drawn; the loss of a training that diverged cannot."""
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
 def _draw_run(rows: Sequence[Any], entries: Sequence[dict[str, Any]], x: str, number: int) -> None:
     color, line = SERIES[number % len(SERIES)], _LINES[number % len(_LINES)]
     marker = MARKERS[number % len(MARKERS)]
-    for axes, quantity, scale in (
-        (rows[0], "loss", 1),
-        (rows[0], "eval_loss", 1),
-        (rows[1], "eval_accuracy", 100),
-    ):
-        found = [(e[x], scale * e[quantity]) for e in entries if e.get(quantity) is not None]
+    axes_of = (rows[0], rows[0], rows[1])
+    for axes, quantity, scale in zip(axes_of, _QUANTITIES, (1, 1, 100), strict=True):
+        found = [(e[x], scale * e[quantity]) for e in entries if _is_number(e.get(quantity))]
         if not found:
             continue
         style = {"linewidth": 0.9, "alpha": 0.55} if quantity == "loss" else {"marker": marker}
@@ -177,7 +185,11 @@ def reliability_figure(sets: Sequence[RunSet], name: str) -> Figure | None:
     """Draw accuracy against confidence, and the calibration error; ``None`` without predictions."""
     drawn = []
     for found in sets:
-        loaded = [saved for saved in map(load_predictions, found.results) if saved is not None]
+        loaded = [
+            saved
+            for saved in map(load_predictions, found.results)
+            if saved is not None and saved.calibrated
+        ]
         error = found.share(calibration_of)
         if loaded and error is not None:
             probability = np.concatenate([saved.probability for saved in loaded])

@@ -8,15 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hfbench import paired
-from hfbench.calibration import calibration_error
-from hfbench.comparison import Comparison, compare
+from hfbench.comparison import MARGIN_POINTS, Comparison, check_margin, compare
 from hfbench.environment import Environment, environment_differences
 from hfbench.errors import ComparisonError, ResultError
-from hfbench.paired import Predictions
 from hfbench.recipe import Recipe
 from hfbench.repeats import select_repeats
-from hfbench.result import Result, find_runs, load_result
+from hfbench.report.loading import load_runs, nothing_in
+from hfbench.result import Result
 
 
 @dataclass(frozen=True)
@@ -119,83 +117,45 @@ class Collection:
         pairs: One for each set whose recipe names a baseline.
         machines: Letter -> machine and versions.
         left_out: A sentence each.
+        margin_points: The loss of accuracy, in percentage points, that is put up with.
     """
 
     sets: Sequence[RunSet]
     pairs: Sequence[Pair]
     machines: dict[str, Environment]
     left_out: Sequence[str]
+    margin_points: float = MARGIN_POINTS
 
 
-def collect_runs(folder: Path) -> Collection:
+def collect_runs(folder: Path, margin_points: float = MARGIN_POINTS) -> Collection:
     """Load all finished runs of a folder and sort them into sets and pairs.
+
+    Args:
+        folder: Of ``<recipe name>/<run id>/``.
+        margin_points: Passed to `compare`.
 
     Raises:
         ResultError: If the folder holds no finished run that can be read.
+        ComparisonError: If the margin cannot be.
     """
+    check_margin(margin_points)
     if not folder.is_dir():
         raise ResultError(f"{folder} is not a folder; give the one that holds the runs, as runs/.")
-    by_recipe: dict[str, list[Result]] = {}
-    left_out = []
-    for run in find_runs(folder):
-        name = f"{run.folder.parent.name}/{run.folder.name}"
-        if not run.finished:
-            left_out.append(f"{name}: not finished.")
-            continue
-        try:
-            result = load_result(run.folder)
-        except ResultError as error:
-            left_out.append(f"{name}: unreadable. {briefly(error)}")
-            continue
-        by_recipe.setdefault(result.recipe.name, []).append(result)
+    by_recipe, left_out = load_runs(folder)
     if not by_recipe:
-        raise ResultError(
-            f"{folder} holds no finished run"
-            + (f" ({len(left_out)} unfinished or unreadable)" if left_out else "")
-            + ". Run a recipe first: hfbench recipe quickstart_tuned"
-        )
+        raise ResultError(nothing_in(folder, left_out))
     machines: dict[str, Environment] = {}
     sets = []
     for _, results in sorted(by_recipe.items()):
         sets += _sets_of(results, machines)
     sets.sort(key=_place)
-    return Collection(sets, list(_pairs(sets)), machines, left_out)
+    return Collection(sets, list(_pairs(sets, margin_points)), machines, left_out, margin_points)
 
 
 def _place(found: RunSet) -> tuple[str, str, int, str]:
     """Return where a set stands: the same work together, the baseline first."""
     variant = ("untuned", "tuned", "fast").index(found.recipe.variant)
     return found.dataset, found.model, variant, found.label
-
-
-def load_predictions(result: Result) -> Predictions | None:
-    """Load what a run predicted; ``None`` if labels mean nothing or the file cannot be read.
-
-    A file that cannot be read is told of where its set is compared.
-    """
-    if result.metrics.test is None:
-        return None
-    try:
-        return paired.load_predictions(result)
-    except ResultError:
-        return None
-
-
-def calibration_of(result: Result) -> float | None:
-    """Return a run's expected calibration error; ``None`` if it was not measured.
-
-    Results from before it was measured have the predictions that it is computed from.
-    """
-    if result.metrics.test is None or result.metrics.test.calibration_error is not None:
-        return result.metrics.test.calibration_error if result.metrics.test else None
-    found = load_predictions(result)
-    return None if found is None else calibration_error(found.probability, found.label)
-
-
-def briefly(error: Exception) -> str:
-    """Cut an error of many problems to the first of them, for a list of what was left out."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    return " ".join(lines[:2]) + (" …" if len(lines) > 2 else "")
 
 
 def last_part(name: str) -> str:
@@ -249,7 +209,7 @@ def _letter(environment: Environment, machines: dict[str, Environment]) -> str:
     return letter
 
 
-def _pairs(sets: Sequence[RunSet]) -> Iterable[Pair]:
+def _pairs(sets: Sequence[RunSet], margin_points: float) -> Iterable[Pair]:
     for candidate in sets:
         name = candidate.recipe.baseline
         if name is None:
@@ -260,7 +220,7 @@ def _pairs(sets: Sequence[RunSet]) -> Iterable[Pair]:
             continue
         baseline = min(named, key=lambda found: _distance(found, candidate))
         try:
-            comparison = compare(baseline.results, candidate.results)
+            comparison = compare(baseline.results, candidate.results, margin_points=margin_points)
         except (ComparisonError, ResultError) as error:
             yield Pair(candidate, baseline, None, str(error))
         else:

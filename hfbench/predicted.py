@@ -1,0 +1,84 @@
+"""What a run predicted for each test image: its ``predictions.npz``, read and checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from hfbench.errors import ResultError
+from hfbench.result import PREDICTIONS_FILE, Result
+
+_ARRAYS = ("index", "label", "prediction", "probability")
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model said about each test image.
+
+    Attributes:
+        index: int, (N,): position of each image in its split.
+        label: int, (N,).
+        prediction: int, (N,).
+        probability: float, (N, C); not finite if the training diverged.
+    """
+
+    index: np.ndarray
+    label: np.ndarray
+    prediction: np.ndarray
+    probability: np.ndarray
+
+    @property
+    def right(self) -> np.ndarray:
+        """Whether each image is classified rightly, bool, (N,)."""
+        right: np.ndarray = self.label == self.prediction
+        return right
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether the probabilities are numbers, so that they can be held against the labels."""
+        return bool(np.isfinite(self.probability).all())
+
+
+def load_predictions(result: Result) -> Predictions | None:
+    """Read ``predictions.npz`` of a run; ``None`` if the run kept none.
+
+    Raises:
+        ResultError: If the file is damaged or is not of this run's test images.
+    """
+    path = result.folder / PREDICTIONS_FILE if result.folder else None
+    if path is None or not path.is_file():
+        return None
+    try:
+        with path.open("rb") as stream, np.load(stream) as file:
+            found = Predictions(*(file[name] for name in _ARRAYS))
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise ResultError(f"{path} cannot be read: {error}; run the recipe again.") from None
+    except Exception as error:  # zipfile and zlib raise their own
+        raise ResultError(f"{path} is damaged: {error}; run the recipe again.") from None
+    problem = _problem(found, result.data.eval_samples, len(result.data.label_names))
+    if problem:
+        raise ResultError(f"{path} {problem}; run the recipe again.")
+    return found
+
+
+def _problem(found: Predictions, images: int, classes: int) -> str | None:
+    """Say what is wrong with predictions for so many images of so many classes."""
+    if len(found.label) != images:
+        return f"holds {len(found.label)} images, but the run was tested on {images}"
+    shapes = [getattr(found, name).shape for name in _ARRAYS]
+    expected = [(images,)] * 3 + [(images, classes)]
+    if shapes != expected:
+        return f"holds arrays of the shapes {shapes}, expected {expected}"
+    for name in ("label", "prediction"):
+        values = getattr(found, name)
+        if values.dtype.kind not in "iu":
+            return f"holds a {name} of type {values.dtype}, expected whole numbers"
+        if images and not 0 <= values.min() <= values.max() < classes:
+            return (
+                f"holds a {name} from {values.min()} to {values.max()}, but there are {classes} "
+                "classes"
+            )
+    if found.probability.dtype.kind != "f":
+        return f"holds a probability of type {found.probability.dtype}, expected floats"
+    return None
