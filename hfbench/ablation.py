@@ -35,7 +35,7 @@ from hfbench.ablation_result import (
 )
 from hfbench.environment import describe_environment
 from hfbench.errors import DeviceError, HfbenchError, Interrupted, first_line
-from hfbench.parity import FirstLoss, check_first_loss, precision_of
+from hfbench.parity import CHECK_STEPS, FirstLoss, check_first_loss, precision_of
 from hfbench.recipe import Recipe
 from hfbench.result import write_json
 from hfbench.runner import find_unwritable
@@ -195,7 +195,8 @@ def _estimate(plan: Plan, pilot: Window, overhead: float, steps: int, rounds: in
     for item in plan.configurations:
         own = steps_of(item.recipe, none, steps) + warmup_steps_of(item.recipe)
         images = own * batch_size_of(item.recipe)
-        total += rounds * (images * per_image + overhead) + overhead
+        check = CHECK_STEPS * batch_size_of(item.recipe) * per_image + overhead
+        total += rounds * (images * per_image + overhead) + check
     return total
 
 

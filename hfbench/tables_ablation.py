@@ -16,6 +16,7 @@ from hfbench.verdict import FASTER, SLOWER
 
 _STYLES = {FASTER: "green", SLOWER: "red"}
 _NOT_MEASURED = "–"
+_RATIO_WIDTH = 12  # of an interval, below its ratio: fixed, so that 80 columns are enough
 
 
 def plan_table(plan: Plan) -> Group:
@@ -66,23 +67,26 @@ def _say_how(ablation: Ablation) -> str:
 def _configurations(ablation: Ablation) -> Table:
     on_device = any(row.peak_device_memory_mib is not None for row in ablation.rows)
     table = PlainTable()
-    table.add_column("configuration", overflow="fold", min_width=18)
+    table.add_column("configuration", overflow="fold")
     memory = "device memory" if on_device else "process memory"
-    last = ("accuracy", "points") if ablation.full else ("data wait", "first loss")
-    for heading in ("speed-up", "verdict", "images/s", memory, *last):
-        numbers = heading not in ("verdict", memory)
-        table.add_column(heading, justify="right", no_wrap=numbers)
+    last = {"accuracy": 8, "points": 14} if ablation.full else {"data wait": 5, "first loss": 8}
+    for heading, width in {"speed-up": _RATIO_WIDTH, "images/s": 8, memory: 8, **last}.items():
+        table.add_column(heading, justify="right", width=width)
     for row in ablation.rows:
         peak = row.peak_device_memory_mib if on_device else row.peak_process_memory_mib
         table.add_row(
             Text(_label(row.label, row.also), style="red" if row.flagged else ""),
-            "1" if row.name == "none" else _ratio(row.speedup),
-            Text(row.verdict, style=_STYLES.get(row.verdict, "")),
+            _speedup(row),
             _NOT_MEASURED if row.samples_per_second is None else f"{row.samples_per_second:.1f}",
             _NOT_MEASURED if peak is None else f"{peak:.0f} MiB",
             *(_accuracy(row) if ablation.full else (_data_wait(row), _first_loss(row))),
         )
     return table
+
+
+def _speedup(row: Row) -> Text:
+    found = "1" if row.name == "none" else _ratio(row.speedup)
+    return Text(f"{found}\n{row.verdict}", style=_STYLES.get(row.verdict, ""))
 
 
 def _data_wait(row: Row) -> str:
@@ -95,7 +99,7 @@ def _accuracy(row: Row) -> tuple[str, str]:
         return _NOT_MEASURED, _NOT_MEASURED
     if found.points is None or found.low is None or found.high is None:
         return percent(found.value), _NOT_MEASURED
-    return percent(found.value), f"{found.points:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
+    return percent(found.value), f"{found.points:+.2f}\n[{found.low:+.2f}, {found.high:+.2f}]"
 
 
 def _first_loss(row: Row) -> Text:
@@ -115,7 +119,7 @@ def _contributions(ablation: Ablation) -> Table:
     table.add_column("technique", overflow="fold")
     table.add_column("what it is here", overflow="fold")
     for heading in ("gain alone", "gain with the others", "interaction"):
-        table.add_column(heading, justify="right", no_wrap=True)
+        table.add_column(heading, justify="right", width=_RATIO_WIDTH)
     for item in ablation.contributions:
         table.add_row(
             item.technique,
@@ -128,7 +132,7 @@ def _contributions(ablation: Ablation) -> Table:
 
 
 def _ratio(ratio: Ratio | None) -> str:
-    return _NOT_MEASURED if ratio is None else str(ratio)
+    return _NOT_MEASURED if ratio is None else str(ratio).replace(" [", "\n[")
 
 
 def _label(label: str, also: Sequence[str]) -> str:

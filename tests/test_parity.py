@@ -124,6 +124,20 @@ def test_wrong_preprocessing_is_flagged(bench: Bench, monkeypatch: pytest.Monkey
     assert "more than rounding explains" in found.problem
 
 
+@pytest.mark.parametrize(("off", "flagged"), [(0.07, False), (0.09, True)])
+def test_loss_may_be_eight_times_as_far_off_as_random_rounding(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, off: float, flagged: bool
+) -> None:
+    monkeypatch.setattr(
+        "hfbench.parity.plain_first_loss",
+        lambda bench, recipe, seed, roundoff=0.0: 3.0 + (0.01 * (-1) ** seed if roundoff else 0.0),
+    )
+    monkeypatch.setattr(bench, "measure_first_loss", lambda recipe: 3.0 + off)
+    found = check_first_loss(bench, bench.recipe, "bf16")
+    assert found.tolerance == pytest.approx(8 * 0.01 / 3)
+    assert found.flagged is flagged
+
+
 def test_loss_that_is_not_finite_is_flagged(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         training,
