@@ -642,6 +642,20 @@ def test_markup_in_names_stays_text(tmp_path: Path) -> None:
         assert "<script" not in drawing.read_text("utf-8")
 
 
+def test_long_names_and_other_scripts_are_drawn_without_a_warning(tmp_path: Path) -> None:
+    names = ["日本語", "emoji 🐱", "two\nlines", "x" * 80, *(f"class {i}" for i in range(6))]
+    data = {"label_names": names}
+    long = "b" * 96
+    save_repeats(tmp_path / "runs", long, [100.0], right([0.9]), data=data)
+    quick = TUNED | {"baseline": long}
+    save_repeats(tmp_path / "runs", "a" * 96, [50.0], right([0.8]), recipe=quick, data=data)
+    write_report(tmp_path / "runs", tmp_path / "report")  # pytest makes a warning an error
+    figures = tmp_path / "report" / "figures"
+    svg = (figures / f"confusion_{long}.svg").read_text("utf-8")
+    assert {"日本語", "two lines", "x" * 23 + "…"} <= set(re.findall(r">([^<>]+)</text>", svg))
+    assert long not in (figures / "time_1.svg").read_text("utf-8")  # in lines
+
+
 def test_hundred_classes_stay_small_and_the_worst_are_named(tmp_path: Path) -> None:
     classes, images = 100, 1000
     label = np.arange(images) % classes

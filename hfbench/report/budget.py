@@ -10,7 +10,18 @@ from matplotlib import rc_context
 
 from hfbench.quantities import duration
 from hfbench.report.document import Figure
-from hfbench.report.drawing import BACKGROUND, INK, SERIES, STYLE, WIDTH, canvas, time_ticks, to_svg
+from hfbench.report.drawing import (
+    BACKGROUND,
+    INK,
+    LABEL,
+    SERIES,
+    STYLE,
+    WIDTH,
+    canvas,
+    in_lines,
+    time_ticks,
+    to_svg,
+)
 from hfbench.report.sets import RunSet, with_n
 from hfbench.result import Result
 
@@ -96,8 +107,10 @@ def mean_seconds(found: RunSet, phase: Phase) -> float:
 
 def budget_figure(sets: Sequence[RunSet], name: str) -> Figure:
     """Draw where the time of each set went, the training call from 0 on."""
+    labels = [f"{in_lines(found.label, LABEL)}\n(n = {found.n})" for found in sets]
+    lines = max(label.count("\n") + 1 for label in labels)
     with rc_context(STYLE):
-        figure = canvas(WIDTH, 170 + 44 * len(sets))
+        figure = canvas(WIDTH, 170 + max(44, 16 * lines + 4) * len(sets))
         axes = figure.subplots()
         shown: dict[str, Any] = {}
         for row, found in enumerate(sets):
@@ -112,7 +125,6 @@ def budget_figure(sets: Sequence[RunSet], name: str) -> Figure:
             end = left - sum(mean_seconds(found, phase) for phase in AFTER)
             axes.plot([end, end], [row - 0.46, row + 0.46], color=INK, linewidth=1.4)
         axes.axvline(0, color=INK, linewidth=1)
-        labels = [f"{found.label}\n(n = {found.n})" for found in sets]
         axes.set_yticks(range(len(sets)), labels)
         axes.invert_yaxis()
         axes.grid(visible=False, axis="y")

@@ -31,14 +31,14 @@ def comparison_section(pairs: Sequence[Pair], margin_points: float) -> Section:
         Column("candidate", "candidate", numeric=False),
         Column("baseline", "baseline", numeric=False),
         Column("pairs", "pairs"),
+        Column("speed", "speed_verdict", numeric=False),
+        Column("accuracy", "accuracy_verdict", numeric=False),
         Column("execution time", "execution_speedup"),
+        Column("test accuracy", "accuracy_points"),
         Column("train time", "train_speedup"),
         Column("steady-state training", "steady_speedup"),
         Column("peak device memory", "device_memory_gain"),
         Column("peak process memory", "process_memory_gain"),
-        Column("test accuracy", "accuracy_points"),
-        Column("speed", "speed_verdict", numeric=False),
-        Column("accuracy", "accuracy_verdict", numeric=False),
     ]
     blocks.append(
         Table(
@@ -71,15 +71,15 @@ def _pair_row(pair: Pair) -> list[Cell]:
     rows = {row.name: row for row in found.rows}
     measures = (
         "execution time",
+        "test accuracy",
         "train time",
         "steady-state training",
         "peak device memory",
         "peak process memory",
-        "test accuracy",
     )
     accuracy = found.accuracy.verdict if found.accuracy else "not measured"
     gains = [cells.gain(rows.get(measure)) for measure in measures]
-    return [*name, cells.number(found.pairs), *gains, Cell(found.speed), Cell(accuracy)]
+    return [*name, cells.number(found.pairs), Cell(found.speed), Cell(accuracy), *gains]
 
 
 def _pair_section(pair: Pair) -> Section:

@@ -12,7 +12,7 @@ from matplotlib.path import Path as Outline
 
 from hfbench.quantities import percent
 from hfbench.report.document import Figure
-from hfbench.report.drawing import SERIES, STYLE, canvas, to_svg
+from hfbench.report.drawing import SERIES, STYLE, canvas, cut, to_svg
 from hfbench.report.loading import load_predictions
 from hfbench.report.sets import RunSet
 
@@ -90,14 +90,14 @@ def _draw(share: np.ndarray, names: Sequence[str], name: str) -> str:
             aspect="equal",
         )
         if few:
-            axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
-            axes.set_yticks(range(len(names)), names)
+            axes.set_xticks(range(len(names)), map(cut, names), rotation=45, ha="right")
+            axes.set_yticks(range(len(names)), map(cut, names))
             for row, column in zip(*np.nonzero(share), strict=True):
                 value = 100 * share[row, column]
                 axes.text(
                     column,
                     row,
-                    f"{value:.0f}" if value >= 1 else "<1",
+                    f"{value:.0f}" if value >= 1 else f"{value:.1f}" if value >= 0.05 else "<.1",
                     ha="center",
                     va="center",
                     fontsize=11,

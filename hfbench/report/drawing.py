@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import math
 import re
+import warnings
 from typing import Any
 
 from matplotlib import rc_context
@@ -39,6 +40,9 @@ INK, MUTED, GRID = SENTINELS["ink"], SENTINELS["muted"], SENTINELS["grid"]
 BACKGROUND = SENTINELS["background"]
 _FONTS = "system-ui, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"
 WIDTH = 800  # pixels of most figures
+LABEL = 30  # characters in a line beside an axis
+LEGEND = 44  # the same in a legend of two columns
+_LONGEST_CLASS = 24
 _DPI = 72  # of matplotlib's SVG, so that a point is a pixel
 STYLE: dict[Any, Any] = {  # any: a key may be new in the next matplotlib
     "svg.fonttype": "none",
@@ -83,6 +87,27 @@ def canvas(width: float, height: float) -> Canvas:
     return Canvas(figsize=(width / _DPI, height / _DPI), layout=layout)
 
 
+def in_lines(name: str, width: int) -> str:
+    """Break a recipe's name into lines, after its dots, dashes and underscores.
+
+    Args:
+        name: May be 96 characters long.
+        width: Of a line, in characters.
+    """
+    lines = [""]
+    for part in re.findall(rf".{{0,{width - 1}}}?[._ -]|.{{1,{width}}}", name):
+        if len(lines[-1]) + len(part) > width and lines[-1]:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(lines)
+
+
+def cut(name: str, longest: int = _LONGEST_CLASS) -> str:
+    """Cut a name to what fits on one line, such as that of a class beside an axis."""
+    name = " ".join(name.split())
+    return name if len(name) <= longest else f"{name[: longest - 1]}…"
+
+
 def plain_ticks(axis: Any, unit: str) -> None:
     """Label a logarithmic axis with plain numbers, also when it spans less than a decade."""
     axis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
@@ -118,7 +143,9 @@ def to_svg(figure: Canvas, name: str) -> str:
         name: Starts each id, so that several drawings fit on one page.
     """
     buffer = io.StringIO()
-    with rc_context(STYLE):
+    with rc_context(STYLE), warnings.catch_warnings():
+        # The page's reader has other fonts than matplotlib, which only measures the text.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         # What follows is taken out again below; without a date the same data give the same file.
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()

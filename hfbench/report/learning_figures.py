@@ -16,12 +16,16 @@ from hfbench.report.confusion import NAMED_CLASSES
 from hfbench.report.document import Figure
 from hfbench.report.drawing import (
     INK,
+    LABEL,
+    LEGEND,
     MARKERS,
     MUTED,
     SERIES,
     STYLE,
     WIDTH,
     canvas,
+    cut,
+    in_lines,
     time_ticks,
     to_svg,
 )
@@ -75,9 +79,8 @@ def _draw_curves(sets: Sequence[RunSet], logs: Sequence[_Log], name: str) -> str
                 _draw_run(grid[:, column], entries, x, number)
         for number, found in enumerate(sets):
             style = {"color": SERIES[number % len(SERIES)], "linestyle": _LINES[number % 4]}
-            grid[0, 0].plot(
-                [], [], marker=MARKERS[number % 6], label=f"{found.label} (n = {found.n})", **style
-            )
+            label = in_lines(f"{found.label} (n = {found.n})", LEGEND)
+            grid[0, 0].plot([], [], marker=MARKERS[number % 6], label=label, **style)
         unit = time_ticks(grid[1, 1].xaxis, 0, grid[1, 1].get_xlim()[1])
         for column, x in enumerate(
             ("epochs", f"time from the start of the training call ({unit})")
@@ -146,9 +149,9 @@ def f1_figure(sets: Sequence[RunSet], name: str) -> Figure | None:
                 MARKERS[number % len(MARKERS)],
                 color=SERIES[number % len(SERIES)],
                 markerfacecolor="none" if number % 2 else SERIES[number % len(SERIES)],
-                label=f"{found.label} (n = {found.n})",
+                label=in_lines(f"{found.label} (n = {found.n})", LEGEND),
             )
-        axes.set_yticks(range(len(shown)), [names[index] for index in shown])
+        axes.set_yticks(range(len(shown)), [cut(names[index]) for index in shown])
         axes.invert_yaxis()
         drawn = [value for found in values.values() for value in (found[i] for i in shown)]
         axes.set(xlabel="F1", xlim=(max(min(drawn) - 0.02, -0.01), min(max(drawn) + 0.02, 1.01)))
@@ -243,7 +246,8 @@ def _draw_reliability(drawn: Sequence[tuple[RunSet, Summary, list[Bin]]], name: 
                 markersize=4,
                 linewidth=1,
             )
-            axes.set_title(f"{found.label}\nECE {percent(error.mean)}, n = {found.n}", fontsize=11)
+            title = f"{in_lines(found.label, LABEL)}\nECE {percent(error.mean)}, n = {found.n}"
+            axes.set_title(title, fontsize=11)
             axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
         figure.supxlabel("mean probability of the predicted class")
         figure.supylabel("share of right answers")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
@@ -23,7 +24,9 @@ from hfbench.report.document import (
 from hfbench.report.drawing import THEME, for_page
 
 _HERE = Path(__file__).parent
+_NAMES = ("baseline",)  # columns of words that may be long names
 _SORTABLE_ROWS = 2  # fewer cannot be sorted
+_LONG_WORD = 24  # characters after which a name without an underscore may be broken
 _LONG_TEXT = 40  # characters above which a cell's text is broken into lines
 
 
@@ -138,14 +141,26 @@ def _cell(column: Column, cell: Cell, is_name: bool) -> str:
     kind = ' class="number"' if column.numeric else ""
     if len(cell.text) > _LONG_TEXT and not column.numeric:
         kind = ' class="long"'
+    elif column.name in _NAMES and not column.numeric:
+        kind = ' class="name"'
     value = "" if cell.value is None else f' data-sort-value="{float(cell.value)!r}"'
-    text = _breakable(cell.text) if is_name else escape(cell.text)
+    breakable = is_name or (column.name in _NAMES and not column.numeric)
+    text = _breakable(cell.text) if breakable else _two_lines(cell.text, column.numeric)
     return f"<{tag}{scope}{kind}{value}>{text}</{tag}>"
 
 
+def _two_lines(text: str, numeric: bool) -> str:
+    """Put the interval or the range of a number on a line of its own, or tables get too wide."""
+    found = re.fullmatch(r"(\S.*) ([(\[].*[)\]])", text) if numeric else None
+    if not found:
+        return escape(text)
+    return f'{escape(found[1])} <span class="range">{escape(found[2])}</span>'
+
+
 def _breakable(name: str) -> str:
-    """Let a name be broken after an underscore where the screen is narrow."""
-    return escape(name).replace("_", "_<wbr>")
+    """Let a name be broken after an underscore, or anywhere if it has none for long."""
+    parts = re.findall(rf"[^_]{{0,{_LONG_WORD - 1}}}_|[^_]{{1,{_LONG_WORD}}}", name)
+    return "<wbr>".join(map(escape, parts))
 
 
 def _figure(figure: Figure) -> Iterator[str]:

@@ -165,7 +165,14 @@ def last_part(name: str) -> str:
 
 def with_n(sets: Iterable[RunSet]) -> str:
     """Name sets with their number of runs, as every caption does."""
-    return ", ".join(f"{found.label} n = {found.n}" for found in sets)
+    return say_n([(found.label, found.n) for found in sets])
+
+
+def say_n(counts: Sequence[tuple[str, int]]) -> str:
+    """Name what was counted with its number, or all at once if there is one number for all."""
+    if len(counts) > 1 and len({n for _, n in counts}) == 1:
+        return f"n = {counts[0][1]} each"
+    return ", ".join(f"{label} n = {n}" for label, n in counts)
 
 
 def grouped(sets: Iterable[RunSet], key: Callable[[RunSet], Any]) -> dict[Any, list[RunSet]]:

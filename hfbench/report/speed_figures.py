@@ -12,20 +12,25 @@ from hfbench.report.document import Figure
 from hfbench.report.drawing import (
     BACKGROUND,
     INK,
+    LEGEND,
     MARKERS,
     MUTED,
     SERIES,
     STYLE,
     WIDTH,
     canvas,
+    cut,
+    in_lines,
     plain_ticks,
     time_ticks,
     to_svg,
 )
-from hfbench.report.sets import Pair, RunSet, Summary, with_n
+from hfbench.report.sets import Pair, RunSet, Summary, say_n, with_n
 from hfbench.result import Result
 
 SPEEDS = ("execution time", "train time", "steady-state training")
+_NARROW = 480  # pixels; most of it is seen on a phone
+_LONGEST_NAME = 56  # characters across it
 _VARIANT_MARKERS = {"untuned": "o", "tuned": "s", "fast": "^"}
 
 
@@ -45,7 +50,7 @@ def speedup_figure(pairs: Sequence[Pair]) -> Figure | None:
         svg=_draw_speedups(lines),
         alt=f"Speed-ups of {len(_pair_counts(lines))} candidates. {'; '.join(parts)}.",
         caption="Speed-up of each candidate over its baseline with 95 % intervals, "
-        + ", ".join(f"{label} n = {n}" for label, n in _pair_counts(lines))
+        + say_n(_pair_counts(lines))
         + " (pairs of runs). Hollow: one pair, so no interval.",
         header=("candidate", "measure", "pairs", "speedup", "low", "high"),
         data=lines,
@@ -75,11 +80,11 @@ def _speedups(pairs: Sequence[Pair]) -> Iterator[_Line]:
 
 def _draw_speedups(lines: Sequence[_Line]) -> str:
     with rc_context(STYLE):
-        figure = canvas(WIDTH, 100 + 22 * len(lines) + 14 * len(_pair_counts(lines)))
+        figure = canvas(_NARROW, 90 + 21 * len(lines) + 24 * len(_pair_counts(lines)))
         axes = figure.subplots()
         positions, height, before = [], 0.0, ""
         for label, *_ in lines:
-            height += 1.6 if label != before else 1.0
+            height += 2.0 if label != before else 0.9
             positions.append(height)
             before = label
         for kind, measure in enumerate(SPEEDS):
@@ -101,12 +106,21 @@ def _draw_speedups(lines: Sequence[_Line]) -> str:
         axes.set_xscale("log")
         plain_ticks(axes.xaxis, "×")
         axes.grid(visible=False, axis="y")
-        middle = [
-            (sum(found) / len(found), label)
-            for label in dict.fromkeys(line[0] for line in lines)
-            for found in [[y for y, line in zip(positions, lines, strict=True) if line[0] == label]]
-        ]
-        axes.set_yticks([y for y, _ in middle], [label for _, label in middle])
+        for label, _ in _pair_counts(lines):
+            first = min(y for y, line in zip(positions, lines, strict=True) if line[0] == label)
+            # Above its lines, not beside the axis: on a phone that would be all there is to see.
+            axes.text(
+                0.01,
+                first - 0.95,
+                cut(label, _LONGEST_NAME),
+                transform=axes.get_yaxis_transform(),
+                in_layout=False,
+                va="center",
+                weight="bold",
+                bbox={"facecolor": BACKGROUND, "edgecolor": "none", "pad": 1},
+            )
+        axes.set_yticks([])
+        axes.set_ylim(0, height + 0.8)
         axes.invert_yaxis()
         axes.set_xlabel("speed-up over the baseline; right of 1 is faster")
         figure.legend(loc="outside upper center", ncols=3)
@@ -206,7 +220,7 @@ def _draw_tradeoff(
                 color=color,
                 markerfacecolor=color if index in front else BACKGROUND,
                 markersize=9,
-                label=f"{found.label} (n = {found.n})",
+                label=in_lines(f"{found.label} (n = {found.n})", LEGEND),
             )
         steps = [drawn[index] for index in front]
         axes.plot(
