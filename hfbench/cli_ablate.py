@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hfbench.cli_options import print_json, show
-from hfbench.errors import RecipeError
+from hfbench.errors import DeviceError, RecipeError
 
 if TYPE_CHECKING:
     from hfbench.recipe import Recipe
@@ -28,6 +28,19 @@ def check_options(full: bool, steps: int | None, rounds: int | None, repeats: in
     problems = [f"{name}: is for {other}." for name, value in given.items() if value is not None]
     if problems:
         raise RecipeError("\n".join(problems))
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Refuse what cannot run here before anything is shown.
+
+    Raises:
+        DeviceError: With everything that this machine cannot do for the recipe.
+    """
+    from hfbench.environment import check_machine
+
+    problems = check_machine(recipe)
+    if problems:
+        raise DeviceError.from_problems(recipe.name, problems)
 
 
 def show_plan(recipe: Recipe, as_json: bool) -> None:

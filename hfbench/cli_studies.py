@@ -182,7 +182,8 @@ def doctor_command(
     ] = "quickstart_untuned",
     overrides: Overrides = None,
     seconds: Annotated[
-        float, typer.Option("--seconds", min=1, help="For measuring; loading comes on top.")
+        float,
+        typer.Option("--seconds", min=1, max=3600, help="For measuring; loading comes on top."),
     ] = 30,
     as_json: AsJson = False,
 ) -> None:
@@ -261,11 +262,18 @@ def ablate_command(
     Checks too that none of them changes the first loss by more than rounding can. Short windows go
     into OUTPUT_DIR/ablations/<recipe name>, whole runs into OUTPUT_DIR/<recipe name>.<techniques>.
     """
-    from hfbench.cli_ablate import check_options, measure_and_show, run_full, show_plan
+    from hfbench.cli_ablate import (
+        check_options,
+        check_recipe,
+        measure_and_show,
+        run_full,
+        show_plan,
+    )
     from hfbench.recipe import load_recipe
 
     check_options(full, steps, rounds, repeats)
     loaded = load_recipe(recipe, overrides or [])
+    check_recipe(loaded)
     if full:
         raise typer.Exit(run_full(loaded, output_dir, repeats, dry_run, as_json))
     if dry_run:

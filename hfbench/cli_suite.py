@@ -50,12 +50,18 @@ def load_apart(names: Sequence[str], overrides: Sequence[str]) -> list[Recipe]:
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_send_recipes, args=(sender, names, overrides))
+    # Ctrl-C is the suite's to answer; what is ignored now, the process ignores from its beginning.
+    answer = signal.signal(signal.SIGINT, signal.SIG_IGN)
     process.start()
+    signal.signal(signal.SIGINT, answer)
     sender.close()  # so that receiving fails if the process dies
     try:
         found: list[Recipe] | HfbenchError = receiver.recv()
     except EOFError:
         raise DeviceError("The process that checks the recipes has died; see above.") from None
+    except KeyboardInterrupt:
+        process.kill()  # or it would be waited for
+        raise
     finally:
         process.join()
     if isinstance(found, HfbenchError):
@@ -66,7 +72,6 @@ def load_apart(names: Sequence[str], overrides: Sequence[str]) -> list[Recipe]:
 def _send_recipes(sender: Connection, names: Sequence[str], overrides: Sequence[str]) -> None:
     from hfbench.schedule import load_recipes
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the suite's to answer
     try:
         sender.send(load_recipes(names, overrides))
     except HfbenchError as error:

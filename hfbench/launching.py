@@ -95,8 +95,13 @@ def probe_environment(command: Sequence[str]) -> tuple[Environment, int]:
     except (KeyError, ValueError, ValidationError):
         said = last_lines(done.stderr or done.stdout)
         raise DeviceError(
-            f"hfbench does not start with: {shlex.join(command)} env --json (exit code "
-            f"{done.returncode})\n" + "\n".join(f"  {line}" for line in said)
+            "\n  ".join(
+                [
+                    f"hfbench does not start with: {shlex.join(command)} env --json "
+                    f"({say_ending(done.returncode)})",
+                    *said,
+                ]
+            )
         ) from None
 
 

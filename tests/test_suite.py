@@ -276,6 +276,12 @@ def test_launcher_that_does_not_start_hfbench_says_what_it_said() -> None:
     assert "(exit code 1)\n  no such device" in str(caught.value)
 
 
+def test_launcher_that_is_killed_is_said_to_be() -> None:
+    command = [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
+    with pytest.raises(DeviceError, match=r"env --json \(killed by SIGKILL\)$"):
+        probe_environment(command)
+
+
 def test_launcher_may_speak_before_and_after_hfbench(fake: Fake) -> None:
     content = (fake.folder / "environment.json").read_text()
     code = f"print('{{hello'); print({content!r}); print('}}')"

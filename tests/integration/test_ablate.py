@@ -87,6 +87,8 @@ def test_dry_run_shows_configurations_and_measures_nothing(
         (["quickstart_tuned", "--repeats", "2"], "--repeats: is for full runs; add --full."),
         (["quickstart_tuned", "--full", "--steps", "2"], "--steps: is for short windows"),
         (["vit_cifar10_tuned"], "fp16: needs a CUDA device"),
+        (["vit_cifar10_tuned", "--dry-run"], "fp16: needs a CUDA device"),
+        (["vit_cifar10_tuned", "--full"], "fp16: needs a CUDA device"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_at_once(

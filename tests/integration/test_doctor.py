@@ -42,5 +42,7 @@ def test_doctor_refuses_what_cannot_run_before_measuring(warm: WarmCommand, tmp_
     message = warm.run(["doctor", "quickstart_tuned", *wrong], tmp_path).refused()
     assert "fp16" in message
     assert "tf32" in message
+    message = warm.run(["doctor", "--seconds", "inf"], tmp_path).refused()
+    assert "--seconds" in message
     message = warm.run(["doctor", "quickstart_tunde"], tmp_path).refused()
     assert "quickstart_tuned" in message

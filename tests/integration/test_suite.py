@@ -21,6 +21,7 @@ from hfbench import tether
 from hfbench.recipe import Recipe, load_recipe
 from hfbench.suite import SuiteOutcome, run_suite
 from tests.integration.commands import (
+    MODULE,
     SHORT,
     WarmCommand,
     build_environment,
@@ -193,6 +194,25 @@ def test_mistakes_are_all_said_before_anything_runs(warm: WarmCommand, tmp_path:
     command = ["suite", "quickstart_tuned", "--launcher", "no-such-launcher"]
     assert 'no program "no-such-launcher"' in warm.run(command, tmp_path).refused()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_while_recipes_are_checked_ends_all_at_once(tmp_path: Path) -> None:
+    command = [*MODULE, "suite", "quickstart_untuned"]
+    with subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        env=build_environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as suite:
+        while not (children := psutil.Process(suite.pid).children()):
+            time.sleep(0.01)
+        os.killpg(suite.pid, signal.SIGINT)  # as a terminal does
+        assert suite.wait(20) == 130
+        assert suite.stderr is not None
+        assert "Traceback" not in suite.stderr.read()
+    assert not psutil.wait_procs(children, timeout=10)[1]
 
 
 def test_crash_of_one_is_said_and_the_exit_code_is_one(
