@@ -33,7 +33,8 @@ def plan_table(plan: Plan, hint: str = "") -> Group:
         name, seed = run.recipe.name, str(run.seed)
         table.add_row(str(number), name, seed, _say_planned(run), _say_estimate(run))
     parts: list[Table | Text] = [table, Text(say_total(plan))]
-    if hint and any(run.estimate_seconds is None for run in plan.todo):
+    unknown = any(run.estimate_seconds is None for run in plan.todo)
+    if hint and unknown and plan.world_size == 1:  # of several processes nothing is measured
         parts.append(Text(hint))
     return Group(*parts)
 
@@ -75,7 +76,7 @@ def progress_table(progress: Progress) -> Group:
     for run in progress.runs:
         rows.setdefault(run.planned.recipe.name, []).append(run)
     table = PlainTable()
-    table.add_column("recipe")
+    table.add_column("recipe", overflow="fold")  # shortened, two recipes may look the same
     for number in range(max(map(len, rows.values()), default=0)):
         seeds = {runs[number].planned.seed for runs in rows.values() if len(runs) > number}
         table.add_column(f"seed {seeds.pop()}" if len(seeds) == 1 else f"repeat {number + 1}")
@@ -135,7 +136,12 @@ def outcome_table(outcome: SuiteOutcome, verdicts: Sequence[Verdict]) -> Group:
     table = PlainTable()
     right = ("seed", "execution", "images/s")
     for heading in ("recipe", "seed", "state", "test accuracy", "F1 macro", *right[1:]):
-        table.add_column(heading, justify="right" if heading in right else "left", overflow="fold")
+        table.add_column(
+            heading,
+            justify="right" if heading in right else "left",
+            overflow="fold",
+            no_wrap=heading in right,
+        )
     for run in outcome.runs:
         table.add_row(run.planned.recipe.name, str(run.planned.seed), *_cells(run))
     lines = [Text(f"{v.candidate} against {v.baseline}: {v.sentence}") for v in verdicts]

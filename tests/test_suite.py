@@ -798,6 +798,23 @@ def test_live_table_has_a_row_a_recipe_and_a_column_a_seed(suite_runs: list[Suit
     assert "2 of 4 runs, 3 min 20 s; at least 5 min 00 s left." in shown
 
 
+def test_names_stay_whole_on_a_narrow_terminal() -> None:
+    name = "mobilenetv2_cifar100_untuned"
+    runs = [SuiteRun(planned(a_recipe(name, seed=seed))) for seed in range(8)]
+    for run in runs:
+        run.state, run.exit_code = "failed", 1
+    tables = (
+        progress_table(Progress(runs, None, 200.0, 300.0, False)),
+        outcome_table(SuiteOutcome(tuple(runs), 1.0), []),
+    )
+    for table in tables:
+        console = Console(width=80)
+        with console.capture() as capture:
+            console.print(table)
+        rows = [line.split("│")[1].strip() for line in capture.get().splitlines() if "│" in line]
+        assert name in "".join(rows)
+
+
 @pytest.mark.parametrize(
     ("number", "said"),
     [
