@@ -16,6 +16,8 @@ from hfbench.recipe import load_recipe, recipe_json_schema, shipped_recipes
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+EXAMPLE = ROOT / "docs" / "example"
+PAGES.append(EXAMPLE / "README.md")
 SCHEMA = ROOT / "docs" / "recipe.schema.json"
 
 
