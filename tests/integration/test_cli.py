@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import sys
@@ -11,7 +12,17 @@ from typing import Any
 
 import pytest
 
-from tests.integration.commands import MODULE, SHORT, WarmCommand, read_result, run_fresh
+from hfbench.cli_options import print_json
+from hfbench.result import Metrics, save_result
+from tests.builders import make_result, save_run
+from tests.integration.commands import (
+    MODULE,
+    SHORT,
+    WarmCommand,
+    build_environment,
+    read_result,
+    run_fresh,
+)
 from tests.integration.conftest import Pair
 
 ROOT = Path(__file__).parents[2]
@@ -299,3 +310,22 @@ def test_predict_says_which_model_is_missing(warm: WarmCommand, tmp_path: Path, 
     assert "no folder tester/none" in said
     assert "not in the cache" in said
     assert "pretrained=false" not in said  # predicting has no such setting
+
+
+def test_output_that_cannot_take_every_letter_is_no_reason_to_fail(tmp_path: Path) -> None:
+    folder = save_run(tmp_path / "runs", "tiny", "1")
+    unknown = Metrics(test=None, train=None)
+    save_result(make_result(run_id="1", metrics=unknown), folder)
+    environment = build_environment(PYTHONIOENCODING="ascii", PYTHONUTF8="0")
+    done = run_fresh(["list"], tmp_path, environment=environment).check()
+    assert "finished | ?" in " ".join(done.stdout.split())  # instead of a dash
+
+
+def test_json_is_escaped_where_its_output_cannot_take_every_letter(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, "ascii"))
+    print_json({"speed-up": "1.10×"})
+    sys.stdout.flush()
+    assert json.loads(written.getvalue().decode("ascii")) == {"speed-up": "1.10×"}
