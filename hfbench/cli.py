@@ -39,7 +39,8 @@ _PATIENCE_SECONDS = 10
 def main() -> None:
     """Run the command line; a user's error becomes a message and exit code 2."""
     _log_to_stderr()
-    with contextlib.suppress(AttributeError):  # an encoding without × is no reason to fail
+    # A letter that the output cannot take is no reason to fail.
+    with contextlib.suppress(AttributeError, OSError):
         sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
     if os.environ.get(END_WITH_PARENT):
         end_with_parent()

@@ -75,6 +75,7 @@ def measure_and_show(
     from hfbench.parity import FirstLoss
     from hfbench.quantities import duration
     from hfbench.tables_ablation import ablation_tables, plan_table
+    from hfbench.techniques import COMPILE
     from hfbench.windows import Window
 
     class Tell(Observer):
@@ -82,9 +83,11 @@ def measure_and_show(
             self.total, self.done = rounds * len(plan.configurations), 0
             if not as_json:
                 show(plan_table(plan))
+            compiled = any(COMPILE.name in item.techniques for item in plan.configurations)
+            beside = ", and compiling for several minutes" if compiled else ""
             print(
                 f"{rounds} rounds of {len(plan.configurations)} windows of {steps} steps: about "
-                f"{duration(round(seconds))}. Ctrl-C keeps what was measured.",
+                f"{duration(round(seconds))}{beside}. Ctrl-C keeps what was measured.",
                 file=sys.stderr,
             )
 
