@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -125,7 +124,7 @@ def compare_command(
     comparison = compare(*sides, margin_points=margin, price_per_hour=price_per_hour)
     comparison = replace(comparison, notes=notes + comparison.notes)
     if as_json:
-        print(json.dumps(_as_json(comparison), indent=2, ensure_ascii=False))
+        print_json(_as_json(comparison))
         return
     from hfbench.tables_comparison import comparison_tables
 
