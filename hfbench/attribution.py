@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from hfbench.environment import environment_differences
 from hfbench.errors import ResultError
-from hfbench.repeats import same_but_seed
 from hfbench.result import Result
 
 if TYPE_CHECKING:
@@ -48,8 +47,9 @@ def _read(file: Path) -> Ablation | None:
 
 
 def _is_of(found: Ablation, run: Result) -> bool:
-    return same_but_seed(found.recipe, run.recipe) and not environment_differences(
-        found.environment, run.environment
+    return (
+        found.recipe.digest_but_seed() == run.recipe.digest_but_seed()
+        and not environment_differences(found.environment, run.environment)
     )
 
 

@@ -34,10 +34,8 @@ def reliability(probability: np.ndarray, labels: np.ndarray, bins: int = BINS) -
         labels: int, (N,).
         bins: Number of bins over (0, 1].
     """
-    confidence = np.asarray(probability, dtype=np.float64).max(axis=1)
+    confidence, place = place_in_bins(probability, bins)
     right = np.asarray(probability).argmax(axis=1) == np.asarray(labels)
-    # Bins are closed above, as in the paper: a probability of 1 belongs to the last one.
-    place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     found = []
     for number in range(bins):
         inside = place == number
@@ -52,6 +50,13 @@ def reliability(probability: np.ndarray, labels: np.ndarray, bins: int = BINS) -
             )
         )
     return found
+
+
+def place_in_bins(probability: np.ndarray, bins: int = BINS) -> tuple[np.ndarray, np.ndarray]:
+    """Return the confidence of each image and the number of its bin, both (N,)."""
+    confidence = np.asarray(probability, dtype=np.float64).max(axis=1)
+    # Bins are closed above, as in the paper: a probability of 1 belongs to the last one.
+    return confidence, np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
 
 
 def calibration_error(probability: np.ndarray, labels: np.ndarray, bins: int = BINS) -> float:

@@ -125,23 +125,22 @@ def _is_default(baseline: Result, candidate: Result, item: Difference) -> bool:
 
 def _settings(result: Result) -> dict[str, Any]:
     content = result.recipe.as_json()
-    return dict(
-        _flatten({key: value for key, value in content.items() if key not in _NOT_SETTINGS})
-    )
+    return dict(flatten({key: value for key, value in content.items() if key not in _NOT_SETTINGS}))
 
 
 def _circumstances(result: Result) -> dict[str, Any]:
     seen = {f"{name} (applied)": switch.applied for name, switch in result.switches.items()}
-    machine = dict(_flatten(result.environment.model_dump(mode="json")))
+    machine = dict(flatten(result.environment.model_dump(mode="json")))
     training = result.training.model_dump(include={"per_device_train_batch_size", "sessions"})
     model = result.model.model_dump(include={"architecture", "initialization", "revision"})
     return training | model | seen | machine
 
 
-def _flatten(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """List nested values under dotted names."""
     for key, value in content.items():
         if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
+            yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 

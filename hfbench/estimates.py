@@ -16,7 +16,7 @@ from typing import Any
 from hfbench.launching import find_json, last_lines, say_ending, tied_to_this_process
 from hfbench.recipe import Recipe
 from hfbench.result import write_json
-from hfbench.schedule import Plan, PlannedRun, same_but_seed
+from hfbench.schedule import Plan, PlannedRun
 
 _SECONDS = 10
 _PREFIX = "hfbench doctor: "
@@ -48,7 +48,7 @@ def measure_plan(plan: Plan, tell: Callable[[str], None]) -> Plan:
     unknown: dict[str, Recipe] = {}
     for run in plan.todo:
         if run.estimate_seconds is None:
-            unknown.setdefault(same_but_seed(run.recipe), run.recipe)
+            unknown.setdefault(run.recipe.digest_but_seed(), run.recipe)
     found = {}
     for number, (key, recipe) in enumerate(unknown.items(), 1):
         tell(f"measuring {recipe.name} ({number} of {len(unknown)})")
@@ -57,7 +57,7 @@ def measure_plan(plan: Plan, tell: Callable[[str], None]) -> Plan:
 
 
 def _fill_in(run: PlannedRun, found: dict[str, Measurement]) -> PlannedRun:
-    measured = found.get(same_but_seed(run.recipe))
+    measured = found.get(run.recipe.digest_but_seed())
     if measured is None or run.result:
         return run
     if measured.seconds is None:

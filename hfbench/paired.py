@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from hfbench.calibration import BINS
+from hfbench.calibration import BINS, place_in_bins
 from hfbench.intervals import LEVEL, Interval, mcnemar, seeds_and_images_interval
 from hfbench.predicted import Predictions
 
@@ -209,8 +209,7 @@ def _f1_macro(item: Predictions, weights: np.ndarray, classes: int) -> np.ndarra
 
 def _calibration(item: Predictions, weights: np.ndarray) -> np.ndarray:
     """Return the expected calibration error for each row of image weights, (R,)."""
-    confidence = item.probability.max(axis=1).astype(np.float64)
-    place = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
+    confidence, place = place_in_bins(item.probability)
     right = item.probability.argmax(axis=1) == item.label
     gaps = np.abs(_sum_by(place, right - confidence, weights, BINS))
     error: np.ndarray = gaps.sum(axis=1) / weights.sum(axis=1)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from hfbench.recipe import Recipe
 from hfbench.result import LOG_FILE, Result
-from hfbench.schedule import STARTUP_SECONDS, PlannedRun, same_but_seed
+from hfbench.schedule import STARTUP_SECONDS, PlannedRun
 
 _DEFAULT_EPOCHS = 3.0  # of TrainingArguments, whose import takes seconds
 
@@ -145,7 +145,7 @@ class TimeLeft:
     """Estimates how long a suite still takes from what its runs have taken so far."""
 
     def __init__(self) -> None:
-        self._times: dict[str, list[float]] = {}  # same_but_seed -> wall times of whole runs
+        self._times: dict[str, list[float]] = {}  # digest_but_seed -> wall times of whole runs
         self._startups: list[float] = []
 
     def note(self, run: SuiteRun, result: Result) -> None:
@@ -155,7 +155,7 @@ class TimeLeft:
             self._startups.append(whole - total)
         else:  # its process made only a part of it
             whole = total + self._startup()
-        self._times.setdefault(same_but_seed(run.planned.recipe), []).append(whole)
+        self._times.setdefault(run.planned.recipe.digest_but_seed(), []).append(whole)
 
     def estimate(self, runs: Sequence[SuiteRun]) -> tuple[float, bool]:
         """Return the seconds that are left, and whether they count every run."""
@@ -169,11 +169,11 @@ class TimeLeft:
         return None if whole is None else max(whole - (run.seconds or 0.0), 0.0)
 
     def _whole(self, run: SuiteRun, runs: Sequence[SuiteRun]) -> float | None:
-        key = same_but_seed(run.planned.recipe)
+        key = run.planned.recipe.digest_but_seed()
         if key in self._times:
             return median(self._times[key])
         for other in runs:  # a first repeat on its way says how long the others will take
-            if other.progress and same_but_seed(other.planned.recipe) == key:
+            if other.progress and other.planned.recipe.digest_but_seed() == key:
                 return (other.seconds or 0.0) + other.progress.left_seconds
         known = run.planned.estimate_seconds
         return None if known is None else known - STARTUP_SECONDS + self._startup()

@@ -160,6 +160,11 @@ class Recipe(_Section):
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
+    def digest_but_seed(self) -> str:
+        """Return what the repeats of a recipe have in common: its digest without the seed."""
+        arguments = {name: v for name, v in self.training_args.items() if name != "seed"}
+        return self.model_copy(update={"training_args": arguments}).digest()
+
     def argument(self, name: str) -> Any:
         """Return a training argument as given, else the installed `TrainingArguments`' default."""
         from hfbench.arguments import training_argument_fields

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from hfbench.differing import differing_settings
 from hfbench.environment import environment_differences
-from hfbench.recipe import Recipe
 from hfbench.result import Result
 
 
@@ -99,11 +98,6 @@ def seeds_of_pairs(baseline: Sequence[Result], candidate: Sequence[Result]) -> l
     return min(sides, key=lambda seeds: len(set(seeds)))
 
 
-def same_but_seed(one: Recipe, other: Recipe) -> bool:
-    """Tell whether two recipes are the same experiment, with any seed."""
-    return _without_seed(one) == _without_seed(other)
-
-
 def _in_order(runs: Sequence[Result]) -> list[Result]:
     """Sort runs by time; a copy of a run is no repeat of it."""
     found: list[Result] = []
@@ -114,7 +108,7 @@ def _in_order(runs: Sequence[Result]) -> list[Result]:
 
 
 def _why_no_repeat(run: Result, other: Result) -> str | None:
-    if not same_but_seed(run.recipe, other.recipe):
+    if run.recipe.digest_but_seed() != other.recipe.digest_but_seed():
         names = [item.name for item in differing_settings(run, other)] or ["its name"]
         return f"other settings ({', '.join(names)})"
     if run.training.world_size != other.training.world_size:
@@ -130,8 +124,3 @@ def _why_no_repeat(run: Result, other: Result) -> str | None:
         if getattr(run.data, name) != getattr(other.data, name):
             return f"other {what} images"
     return None
-
-
-def _without_seed(recipe: Recipe) -> str:
-    arguments = {k: v for k, v in recipe.training_args.items() if k != "seed"}
-    return recipe.model_copy(update={"training_args": arguments}).digest()

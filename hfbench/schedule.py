@@ -211,11 +211,6 @@ def plan_runs(recipes: Sequence[Recipe], output_dir: Path, launcher: str = "") -
     return Plan(output_dir, tuple(command), world_size, tuple(planned))
 
 
-def same_but_seed(recipe: Recipe) -> str:
-    """Return what the repeats of a recipe have in common: its digest without the seed."""
-    return with_seed(recipe, -1).digest()
-
-
 def _say_others(matches: Matches, here: Environment) -> list[str]:
     said = list(matches.unreadable)
     for run in matches.elsewhere:
@@ -233,14 +228,14 @@ def _estimate(
     recipe: Recipe, runs: Sequence[Run], environment: Environment, world_size: int
 ) -> float | None:
     """Return the mean time of finished runs that differ in the seed alone."""
-    key = same_but_seed(recipe)
+    key = recipe.digest_but_seed()
     repeats = {
         run.recipe.digest(): run.recipe
         for run in runs
         if run.finished
         and run.recipe
         and run.recipe.name == recipe.name
-        and same_but_seed(run.recipe) == key
+        and run.recipe.digest_but_seed() == key
     }
     totals = [
         result.times.total_seconds

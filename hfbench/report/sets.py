@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hfbench.comparison import MARGIN_POINTS, Comparison, check_margin, compare
+from hfbench.differing import flatten
 from hfbench.environment import Environment, environment_differences
 from hfbench.errors import ComparisonError, ResultError
 from hfbench.recipe import Recipe
@@ -236,14 +237,6 @@ def _pairs(sets: Sequence[RunSet], margin_points: float) -> Iterable[Pair]:
 
 def _distance(baseline: RunSet, candidate: RunSet) -> tuple[bool, int]:
     """Return how unlike two sets are: another machine counts most, then each other setting."""
-    one, two = (dict(_flat(found.recipe.as_json())) for found in (baseline, candidate))
+    one, two = (dict(flatten(found.recipe.as_json())) for found in (baseline, candidate))
     differing = sum(one.get(key) != two.get(key) for key in one.keys() | two.keys())
     return baseline.machine != candidate.machine, differing
-
-
-def _flat(content: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for key, value in content.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
