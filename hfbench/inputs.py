@@ -27,6 +27,7 @@ from hfbench.models import (
     check_single_image,
     load_model,
     open_model,
+    set_implementation,
 )
 from hfbench.preprocessing import Preprocessing
 from hfbench.recipe import EMBEDDED_DATASETS, Recipe, local_path
@@ -130,6 +131,7 @@ def assemble(
     def batches(split: ImageSplit, augment: bool) -> ImageBatches:
         return ImageBatches(split, inputs.preprocessing, recipe.preprocessing.location, augment)
 
+    set_implementation(inputs.model, recipe.model)
     return build_trainer(
         recipe,
         args,

@@ -30,7 +30,7 @@ from hfbench.recipe import local_path
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-    from hfbench.recipe import Recipe
+    from hfbench.recipe import ModelSection, Recipe
 
 logger = logging.getLogger(__name__)
 
@@ -133,6 +133,31 @@ def load_model(
     model = model.float()
     _check_forward(model, size, len(label_names), recipe.model.name_or_path)
     return model, initialization
+
+
+def set_implementation(model: PreTrainedModel, section: ModelSection) -> None:
+    """Choose how a model computes what it computes: memory format and attention.
+
+    Raises:
+        ModelError: If the model has no such attention.
+    """
+    formats = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+    model.to(memory_format=formats[section.memory_format])
+    attention = section.attn_implementation
+    if attention is None:
+        return
+    try:
+        model.set_attn_implementation(attention)
+    except (ValueError, ImportError) as error:
+        raise ModelError(
+            f'model.attn_implementation: "{attention}" is refused for {section.name_or_path}: '
+            f"{first_line(error)}"
+        ) from error
+    if model.config._attn_implementation != attention:
+        raise ModelError(
+            f'model.attn_implementation: "{attention}" has no effect on {section.name_or_path}, '
+            f'which keeps "{model.config._attn_implementation}"; leave it out.'
+        )
 
 
 def check_saved_processor(

@@ -21,7 +21,7 @@ from hfbench.errors import RecipeError
 from hfbench.overrides import apply_overrides, section_of
 
 EMBEDDED_DATASETS = ("digits", "synthetic")
-Augmentation = Literal["random_crop", "horizontal_flip"]
+Augmentation = Literal["random_crop", "horizontal_flip", "color", "cutout", "mixup", "cutmix"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 PositiveInt = Annotated[int, Field(ge=1)]
 
@@ -55,6 +55,18 @@ class ModelSection(_Section):
     pretrained: bool = Field(
         True,
         description="false builds the same architecture with fresh weights, offline if known.",
+    )
+    memory_format: Literal["contiguous", "channels_last"] = Field(
+        "contiguous",
+        description="channels_last (NHWC in memory) is what fast convolution kernels work in.",
+    )
+    attn_implementation: str | None = Field(
+        None,
+        description="Attention of a transformer: sdpa, eager, …; null: the library's own choice.",
+    )
+    cudnn_benchmark: bool = Field(
+        False,
+        description="Let cuDNN time its convolution algorithms on the first step of each shape.",
     )
 
 

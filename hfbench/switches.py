@@ -56,6 +56,17 @@ def observe_switches(recipe: Recipe, trainer: BenchTrainer) -> dict[str, Switch]
         "gradient_accumulation_steps": switch(
             recipe.argument("gradient_accumulation_steps"), args.gradient_accumulation_steps
         ),
+        "memory_format": switch(recipe.model.memory_format, _memory_format(trainer.model)),
+        "attn_implementation": switch(
+            recipe.model.attn_implementation,
+            getattr(trainer.model.config, "_attn_implementation", None),
+            "not set: the library's own choice",
+        ),
+        "cudnn_benchmark": switch(
+            recipe.model.cudnn_benchmark,
+            torch.backends.cudnn.benchmark and args.device.type == "cuda",
+            "there is no cuDNN: the model is not on an NVIDIA GPU",
+        ),
         "torch_compile": switch(
             bool(recipe.argument("torch_compile")), hasattr(trainer.model_wrapped, "_orig_mod")
         ),
@@ -63,6 +74,15 @@ def observe_switches(recipe: Recipe, trainer: BenchTrainer) -> dict[str, Switch]
         "use_cpu": switch(bool(recipe.argument("use_cpu")), on_cpu, "no accelerator is visible"),
         "world_size": switch(requested_processes(), args.world_size),
     }
+
+
+def _memory_format(model: Any) -> str:
+    """Say how the filters of a model's convolutions lie in memory."""
+    filters = [m.weight for m in model.modules() if isinstance(m, torch.nn.Conv2d)]
+    # A filter of one pixel or one channel lies both ways.
+    telling = [f for f in filters if f.shape[1] > 1 and f.shape[2] * f.shape[3] > 1]
+    last = [f.is_contiguous(memory_format=torch.channels_last) for f in telling]
+    return "channels_last" if last and all(last) else "contiguous"
 
 
 def _optimizer_name(optim: Any) -> str:

@@ -89,6 +89,7 @@ def build_training_arguments(recipe: Recipe, output_dir: Path) -> TrainingArgume
     # size, another speed.
     args._n_gpu = min(args.n_gpu, 1)
     set_tf32(recipe.training_args.get("tf32"))
+    torch.backends.cudnn.benchmark = recipe.model.cudnn_benchmark
     return args
 
 

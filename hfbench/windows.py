@@ -129,7 +129,8 @@ class Bench:
         Args:
             steps: To measure, at least 1.
             warmup_steps: Before them, at least 1.
-            recipe: A variant that differs in `training_args` and `preprocessing.location` alone;
+            recipe: A variant that differs in `training_args`, `preprocessing.location` and how the
+                model computes (`memory_format`, `attn_implementation`, `cudnn_benchmark`) alone;
                 by default the bench's own recipe.
 
         Raises:
