@@ -142,7 +142,7 @@ def set_implementation(model: PreTrainedModel, section: ModelSection) -> None:
         ModelError: If the model has no such attention.
     """
     formats = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-    model.to(memory_format=formats[section.memory_format])
+    nn.Module.to(model, memory_format=formats[section.memory_format])
     attention = section.attn_implementation
     if attention is None:
         return

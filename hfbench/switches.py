@@ -59,7 +59,7 @@ def observe_switches(recipe: Recipe, trainer: BenchTrainer) -> dict[str, Switch]
         "memory_format": switch(recipe.model.memory_format, _memory_format(trainer.model)),
         "attn_implementation": switch(
             recipe.model.attn_implementation,
-            getattr(trainer.model.config, "_attn_implementation", None),
+            getattr(getattr(trainer.model, "config", None), "_attn_implementation", None),
             "not set: the library's own choice",
         ),
         "cudnn_benchmark": switch(
