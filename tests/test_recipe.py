@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import hfbench.recipe as recipe_module
+from hfbench.differing import flatten
 from hfbench.errors import RecipeError
 from hfbench.recipe import (
     Recipe,
@@ -47,6 +48,9 @@ COUNTED = {
     "model.name_or_path": "timm/resnet50.a1_in1k",
     "model.revision": "v1",
     "model.pretrained": True,
+    "model.memory_format": "channels_last",
+    "model.attn_implementation": "eager",
+    "model.cudnn_benchmark": True,
     "dataset.name_or_path": "synthetic",
     "dataset.config_name": "plain_text",
     "dataset.revision": "v1",
@@ -122,9 +126,10 @@ def leaves(value: Any, prefix: str = "") -> Iterator[str]:
 # --- the recipes that are shipped ---
 
 
-def test_shipped_recipes_are_the_twelve_cells_and_the_quickstart() -> None:
-    assert set(shipped_recipes()) == {f"{pair}_{v}" for pair in PAIRS for v in ("untuned", "tuned")}
-    assert len(CELLS) * 2 == 12
+def test_shipped_recipes_are_six_cells_and_the_quickstart_in_three_variants() -> None:
+    variants = ("untuned", "tuned", "fast")
+    assert set(shipped_recipes()) == {f"{pair}_{v}" for pair in PAIRS for v in variants}
+    assert len(CELLS) == 6
 
 
 @pytest.mark.parametrize("name", sorted(shipped_recipes()))
@@ -133,9 +138,8 @@ def test_shipped_recipe_loads_and_bears_its_file_name(name: str) -> None:
 
     assert recipe.name == name
     assert recipe.variant == name.rpartition("_")[2]
-    assert recipe.baseline == (
-        name.replace("_tuned", "_untuned") if recipe.variant == "tuned" else None
-    )
+    baseline = f"{name.rpartition('_')[0]}_untuned"
+    assert recipe.baseline == (None if recipe.variant == "untuned" else baseline)
 
 
 @pytest.mark.parametrize("pair", PAIRS)
@@ -172,6 +176,56 @@ def test_cell_states_every_technique_in_both_arms(cell: str) -> None:
     }
     # Trainer's own default, the fused one, is itself a tuning.
     assert untuned["optim"] == tuned["optim"] == "adamw_torch"
+
+
+# What each model's fast variant sets otherwise than untuned, but for the batch sizes.
+FAST = {
+    "preprocessing.location": "device",
+    "training_args.bf16": True,
+    "training_args.optim": "adamw_torch_fused",
+    "training_args.logging_nan_inf_filter": False,
+    "training_args.save_strategy": "no",
+}
+FAST_ON_GPU = FAST | {
+    "training_args.dataloader_pin_memory": True,
+    "training_args.accelerator_config.non_blocking": True,
+    "training_args.dataloader_num_workers": 0,
+    "training_args.per_device_eval_batch_size": 512,
+}
+CONVOLUTIONS = {"model.memory_format": "channels_last", "model.cudnn_benchmark": True}
+FAST_BY_MODEL = {
+    "resnet50": FAST_ON_GPU | CONVOLUTIONS,
+    "efficientnet_b0": FAST_ON_GPU | CONVOLUTIONS,
+    "vit": FAST_ON_GPU | {"model.attn_implementation": "sdpa"},
+}
+TEXTS = {"name", "description", "variant", "baseline", "reference"}
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_fast_differs_from_untuned_in_what_the_variant_names_alone(cell: str) -> None:
+    untuned, fast = (load_recipe(f"{cell}_{variant}") for variant in ("untuned", "fast"))
+    before, after = (
+        dict(flatten({k: v for k, v in recipe.as_json().items() if k not in TEXTS}))
+        for recipe in (untuned, fast)
+    )
+    found = {name: after.get(name) for name in before | after if before.get(name) != after[name]}
+    batch = found.pop("training_args.per_device_train_batch_size")
+    assert found == FAST_BY_MODEL[cell.rpartition("_")[0]]
+    # The same recipe of learning as tuned's: as many images in an optimizer step.
+    tuned = load_recipe(f"{cell}_tuned").training_args
+    assert batch == (tuned["per_device_train_batch_size"] * tuned["gradient_accumulation_steps"])
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_fast_carries_the_numbers_of_the_reference_and_says_that_they_are_tuned_ones(
+    cell: str,
+) -> None:
+    tuned, fast = (load_recipe(f"{cell}_{variant}").reference for variant in ("tuned", "fast"))
+    assert tuned is not None
+    assert fast is not None
+    assert fast.model_dump(exclude={"note"}) == tuned.model_dump(exclude={"note"})
+    assert fast.note is not None
+    assert "of its tuned run" in fast.note
 
 
 @pytest.mark.parametrize("data", ["cifar10", "cifar100"])
@@ -346,7 +400,8 @@ def test_json_that_python_cannot_hold_is_refused(tmp_path: Path, text: str) -> N
         ),
         (
             {"model": {"name_or_path": "a/b", "zzz": True}},
-            "model.zzz: unknown; expected one of name_or_path, revision, pretrained.",
+            "model.zzz: unknown; expected one of name_or_path, revision, pretrained, "
+            "memory_format, attn_implementation, cudnn_benchmark.",
         ),
         (
             {"dataset": {"name_or_path": "digits", "eval_splitt": "test"}},
@@ -621,7 +676,8 @@ def test_override_of_a_nested_misspelling_is_named() -> None:
         ("dataset.evalsplit=x", "evalsplit is unknown in dataset; did you mean eval_split?"),
         (
             "model.zzz=1",
-            "zzz is unknown in model; it has name_or_path, revision, pretrained.",
+            "zzz is unknown in model; it has name_or_path, revision, pretrained, memory_format, "
+            "attn_implementation, cudnn_benchmark.",
         ),
         ("dataset.train_split.x=1", "dataset.train_split has no parts."),
         ("name.x=1", "name has no parts."),
