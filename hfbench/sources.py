@@ -6,31 +6,28 @@ and two that need no file: scikit-learn's digits and synthetic noise.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
-from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as F
 
 from hfbench.archives import Archive, find_archive
 from hfbench.arguments import suggest
 from hfbench.connection import explain_hub_failure
 from hfbench.data import ImageSplit, balanced_subset
+from hfbench.decoding import decode_images, stack_images
 from hfbench.errors import DataError, first_line, listed
+from hfbench.pixel_cache import Decoded, describe_file, load_decoded
 from hfbench.recipe import local_path
 
 if TYPE_CHECKING:
     import datasets
-    from PIL import Image
 
     from hfbench.recipe import DatasetSection
 
@@ -189,14 +186,18 @@ class _Table(Source):
             raise DataError(f"{self.dataset.name_or_path}: split {split} is empty.")
         labels, label_names = self._labels(split)
         index = balanced_subset(labels, count, self.dataset.subset_seed)
-        pictures, where = self._decode(table.select(index), split, index)
-        images, notes = stack_images(pictures, where, self.image_size, self.interpolation)
+        rows = self._encoded(table.select(index))
+        decoded = load_decoded(
+            self._identity(rows, split, index),
+            {"image_size": self.image_size, "interpolation": self.interpolation},
+            lambda: self._decode(rows, split, index),
+        )
         return ImageSplit(
-            images,
+            decoded.images,
             torch.from_numpy(labels[index]),
             label_names,
             torch.from_numpy(index),
-            notes,
+            decoded.notes,
             self._revision(split),
         )
 
@@ -270,9 +271,8 @@ class _Table(Source):
         from_hub = not local_path(self.dataset.name_or_path).exists()
         return folder if from_hub and re.fullmatch("[0-9a-f]{40}", folder) else None
 
-    def _decode(
-        self, rows: datasets.Dataset, split: str, index: np.ndarray
-    ) -> tuple[list[Image.Image], list[str]]:
+    def _encoded(self, rows: datasets.Dataset) -> datasets.Dataset:
+        """Return the images alone, as they are stored."""
         import datasets
 
         column = self.dataset.image_column
@@ -285,9 +285,30 @@ class _Table(Source):
                     f"dataset.image_column: {column} of {self.dataset.name_or_path} holds "
                     f"{feature}, no images."
                 ) from None
-        encoded = _read_column(rows.cast_column(column, datasets.Image(decode=False)), column)
-        with ThreadPoolExecutor() as pool:  # PIL decodes outside the interpreter's lock
-            decoded = list(pool.map(_decode, encoded, chunksize=256))
+        return rows.select_columns([column]).cast_column(column, datasets.Image(decode=False))
+
+    def _identity(self, rows: datasets.Dataset, split: str, index: np.ndarray) -> dict[str, Any]:
+        """Return all that decides on the pixels and notes of a split."""
+        table = self.splits[split]
+        return {
+            # Of what was loaded: `datasets` makes it of the names and changes of its files.
+            "fingerprint": table._fingerprint,
+            # A folder of save_to_disk keeps its fingerprint whatever is done to its files.
+            "tables": [describe_file(file["filename"]) for file in table.cache_files],
+            "images": _external_files(rows, self.dataset.image_column),
+            "root": str(self._root),
+            "split": split,
+            "column": self.dataset.image_column,
+            "index": hashlib.sha256(index.astype("<i8").tobytes()).hexdigest(),
+        }
+
+    @property
+    def _root(self) -> Path:
+        return local_path(self.dataset.name_or_path).resolve()
+
+    def _decode(self, rows: datasets.Dataset, split: str, index: np.ndarray) -> Decoded:
+        encoded = _read_column(rows, self.dataset.image_column)
+        decoded = decode_images(encoded)
         numbered = [f"{split} image {number}" for number in index.tolist()]
         failed = [
             f"{name}{_path(entry)}: {error}"
@@ -302,73 +323,22 @@ class _Table(Source):
                 f"used:{shown}{more}"
             )
         # For notes, which are published with a model: without the folders above the data set.
-        root = local_path(self.dataset.name_or_path).resolve()
-        names = [name + _path(entry, root) for name, entry in zip(numbered, encoded, strict=True)]
-        return [picture for picture in decoded if not isinstance(picture, str)], names
+        root = self._root
+        where = [name + _path(entry, root) for name, entry in zip(numbered, encoded, strict=True)]
+        pictures = [picture for picture in decoded if not isinstance(picture, str)]
+        images, notes = stack_images(pictures, where, self.image_size, self.interpolation)
+        return Decoded(images, notes, is_resized=len({picture.size for picture in pictures}) > 1)
 
 
-def _decode(entry: dict[str, Any] | None) -> Image.Image | str:
-    """Decode one image as `datasets` does; return what is wrong with it if that fails."""
-    import datasets
-
-    if entry is None:
-        return "there is no image"
-    try:
-        picture: Image.Image = datasets.Image().decode_example(entry)
-        picture.load()
-    except Exception as error:  # PIL raises whatever the damaged bytes lead to
-        return re.sub(r" <_io\.[^>]*>", "", str(error)) or type(error).__name__
-    if picture.mode[0] in "IF":
-        return "it has more than 8 bits a channel; convert it to 8 bits"
-    return picture
-
-
-def stack_images(
-    pictures: Sequence[Image.Image], where: Sequence[str], image_size: int, interpolation: str
-) -> tuple[Tensor, list[str]]:
-    """Bring decoded images to RGB and one size.
-
-    If more than half have one size, the others are resized to it; if no size prevails, all are
-    resized to `image_size`.
-
-    Returns:
-        uint8, (N, 3, H, W), and what was changed, a sentence each.
-    """
-    notes = []
-    grey = [name for name, picture in zip(where, pictures, strict=True) if picture.mode != "RGB"]
-    if grey:
-        notes.append(
-            f"{len(grey)} of {len(pictures)} images are not RGB and were converted; the first is "
-            f"{grey[0]}."
-        )
-    size, count = Counter(picture.size for picture in pictures).most_common(1)[0]
-    if count < len(pictures):
-        if 2 * count <= len(pictures):
-            size = (image_size, image_size)
-        odd = [name for name, picture in zip(where, pictures, strict=True) if picture.size != size]
-        notes.append(
-            f"{len(odd)} of {len(pictures)} images were resized to {size[0]} x {size[1]}, since "
-            f"sizes are mixed; the first is {odd[0]}."
-        )
-    images = torch.empty((len(pictures), 3, size[1], size[0]), dtype=torch.uint8)
-    mode = InterpolationMode(interpolation)
-    for position, picture in enumerate(pictures):
-        image = torch.from_numpy(np.array(_to_rgb(picture))).permute(2, 0, 1)
-        # The same resize as in `Preprocessing`: if no size prevails, the model sees what `pipeline`
-        # would show it.
-        images[position] = (
-            image
-            if picture.size == size
-            else F.resize(image, [size[1], size[0]], mode, antialias=True)
-        )
-    return images, notes
-
-
-def _to_rgb(picture: Image.Image) -> Image.Image:
-    # By way of RGBA, else PIL warns of a palette with transparency; the colours are the same.
-    if picture.mode == "P" and "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-    return picture.convert("RGB")
+def _external_files(rows: datasets.Dataset, column: str) -> list[list[str | int]]:
+    """Describe the files of images that are stored as paths, as those of a folder of images are."""
+    files = []
+    for part in rows.with_format("arrow")[:].column(column).chunks:
+        content = part.field("bytes")
+        if content.null_count:
+            paths = part.field("path").filter(content.is_null()).to_pylist()
+            files += [describe_file(path) for path in paths if path is not None]
+    return files
 
 
 def _load_table(dataset: DatasetSection) -> datasets.DatasetDict:
