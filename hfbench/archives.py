@@ -152,18 +152,48 @@ def find_archive(path: Path) -> Archive | None:
     Raises:
         DataError: If it is a file, but none of CIFAR's archives, or a damaged one.
     """
+    tar = _find_tar(path)
+    if tar is not None:
+        return _open_tar(tar)
+    extracted = _find_extracted(path)
+    if extracted is None:
+        return None
+    layout, folder = extracted
+    return Archive(str(folder), layout, dict(_members(folder)))
+
+
+def find_archive_files(path: Path) -> list[Path]:
+    """Return the files that `find_archive` and `Archive.read_split` read; none if it is no archive.
+
+    Nothing is read: that a file is an archive, and a whole one, is found out by those.
+    """
+    tar = _find_tar(path)
+    if tar is not None:
+        return [tar]
+    extracted = _find_extracted(path)
+    return [] if extracted is None else sorted(_members(extracted[1]).values())
+
+
+def _find_tar(path: Path) -> Path | None:
     if path.is_file():
-        return _open_tar(path)
+        return path
+    if _find_extracted(path) is not None:
+        return None
+    names = ("cifar-10-python.tar.gz", "cifar-100-python.tar.gz")
+    return next((path / name for name in names if (path / name).is_file()), None)
+
+
+def _find_extracted(path: Path) -> tuple[_Layout, Path] | None:
     for layout in LAYOUTS.values():
         for folder in (path, path / layout.folder):
             tests = [folder / name for name in layout.splits["test"]]
             if (folder / layout.meta).is_file() and any(file.is_file() for file in tests):
-                members = {file.name: file for file in folder.iterdir() if file.is_file()}
-                return Archive(str(folder), layout, dict(members))
-    for name in ("cifar-10-python.tar.gz", "cifar-100-python.tar.gz"):
-        if (path / name).is_file():
-            return _open_tar(path / name)
+                return layout, folder
     return None
+
+
+def _members(folder: Path) -> dict[str, Path]:
+    return {file.name: file for file in folder.iterdir() if file.is_file()}
 
 
 def _open_tar(path: Path) -> Archive:

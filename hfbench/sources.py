@@ -11,13 +11,14 @@ import logging
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from hfbench.archives import Archive, find_archive
+from hfbench.archives import Archive, find_archive, find_archive_files
 from hfbench.arguments import suggest
 from hfbench.connection import explain_hub_failure
 from hfbench.data import ImageSplit, balanced_subset
@@ -70,9 +71,9 @@ def _open(dataset: DatasetSection, image_size: int, interpolation: str) -> Sourc
     if dataset.name_or_path == "synthetic":
         return _Synthetic(dataset)
     path = local_path(dataset.name_or_path)
-    archive = find_archive(path) if path.exists() else None
-    if archive:
-        return _Archive(dataset, archive)
+    files = find_archive_files(path) if path.exists() else []
+    if files:
+        return _Archive(dataset, path, files)
     return _Table(dataset, image_size, interpolation)
 
 
@@ -149,21 +150,37 @@ class _Synthetic(Source):
 class _Archive(Source):
     """CIFAR as its author publishes it."""
 
-    def __init__(self, dataset: DatasetSection, archive: Archive) -> None:
+    def __init__(self, dataset: DatasetSection, path: Path, files: Sequence[Path]) -> None:
         super().__init__(dataset)
-        self.archive = archive
-        # It has one kind of images, whatever the recipe calls their column.
-        self.check(archive.splits, [dataset.image_column, *archive.label_columns])
+        self.path, self.files = path, files
 
     def read(self, split: str, count: int | None) -> ImageSplit:
-        content = self.archive.read_split(split, self.dataset.label_column)
-        whole = ImageSplit(
+        identity = {
+            "archive": [describe_file(file.resolve()) for file in self.files],
+            "split": split,
+            "label_column": self.dataset.label_column,
+        }
+        whole = load_decoded(identity, {}, lambda: self._decode(split))
+        index = torch.arange(len(whole.labels))
+        split_of_all = ImageSplit(whole.images, whole.labels, whole.label_names, index)
+        return split_of_all.subset(count, self.dataset.subset_seed)
+
+    def _decode(self, split: str) -> Decoded:
+        content = self._archive.read_split(split, self.dataset.label_column)
+        return Decoded(
             torch.from_numpy(content.images),
-            torch.from_numpy(content.labels),
-            content.label_names,
-            torch.arange(len(content.labels)),
+            labels=torch.from_numpy(content.labels),
+            label_names=content.label_names,
         )
-        return whole.subset(count, self.dataset.subset_seed)
+
+    @cached_property
+    def _archive(self) -> Archive:
+        archive = find_archive(self.path)
+        if archive is None:
+            raise DataError(f"{self.dataset.name_or_path}: the archive is gone.")
+        # It has one kind of images, whatever the recipe calls their column.
+        self.check(archive.splits, [self.dataset.image_column, *archive.label_columns])
+        return archive
 
 
 class _Table(Source):
