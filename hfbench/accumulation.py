@@ -150,10 +150,8 @@ def _first_step_by_hand(trainer: BenchTrainer, bench: Bench, micro_batches: int)
     batches = iter(loader)
     dtype, total = trainer.requested_dtype, 0.0
     for _ in range(micro_batches):
-        batch = {k: v.to(trainer.args.device) for k, v in next(batches).items()}
+        batch = trainer._prepare_inputs(next(batches))
         pixels = batch["pixel_values"]
-        if pixels.dtype == torch.uint8:
-            pixels = trainer.preprocessing(pixels, batch.get("sample"))
         reduced = dtype != torch.float32
         with torch.autocast(trainer.args.device.type, dtype if reduced else None, enabled=reduced):
             logits = model(pixel_values=pixels).logits

@@ -72,7 +72,9 @@ def load_inputs(recipe: Recipe, args: TrainingArguments) -> Inputs:
             f"{metrics.TOP_K_FROM} classes on; there are {len(train.label_names)}. Use accuracy."
         )
     augmentation = recipe.preprocessing.augmentation
-    preprocessing = Preprocessing(source.normalization, augmentation, args.seed)
+    preprocessing = Preprocessing(
+        source.normalization, augmentation, args.seed, recipe.model.memory_format
+    )
     sample = test.images[:_CHECKED_IMAGES]
     check_saved_processor(model, source.image_processor, preprocessing, sample)
     left_over = len(train) % needed if args.world_size == 1 and not args.dataloader_drop_last else 0
@@ -129,7 +131,10 @@ def assemble(
     """Put the trainer of a recipe together from its inputs."""
 
     def batches(split: ImageSplit, augment: bool) -> ImageBatches:
-        return ImageBatches(split, inputs.preprocessing, recipe.preprocessing.location, augment)
+        # On the CPU the host's memory is the device's.
+        device = None if args.device.type == "cpu" else args.device
+        location = recipe.preprocessing.location
+        return ImageBatches(split, inputs.preprocessing, location, augment, device)
 
     set_implementation(inputs.model, recipe.model)
     return build_trainer(

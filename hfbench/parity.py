@@ -141,7 +141,7 @@ def plain_first_loss(bench: Bench, recipe: Recipe, seed: int = 0, roundoff: floa
             logits = model(pixel_values=served["pixel_values"].to(bench.device)).logits
             loss = nn.functional.cross_entropy(
                 logits.float(),
-                served["labels"].to(bench.device),
+                served.get("mixed_labels", served["labels"]).to(bench.device),
                 label_smoothing=float(recipe.argument("label_smoothing_factor")),
             )
             total += float(loss)

@@ -214,7 +214,8 @@ def _evaluate(recipe: Recipe, trainer: BenchTrainer, inputs: Inputs) -> tuple[Me
         return Metrics(test=None, train=None), logits
     dataset = recipe.dataset
     part = inputs.train.subset(dataset.max_train_eval_samples, dataset.subset_seed)
-    clean = ImageBatches(part, inputs.preprocessing, recipe.preprocessing.location, augment=False)
+    seen: Any = trainer.eval_dataset
+    clean = ImageBatches(part, inputs.preprocessing, seen.location, False, seen.device)
     train_logits = _predict(trainer, part, clean)
     return Metrics(
         test=metrics.score(logits, inputs.test.labels.numpy(), inputs.test.label_names),

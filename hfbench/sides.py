@@ -206,7 +206,9 @@ class Sides:
         data: Any = self.trainer.eval_dataset
         part = data.split.subset(count, 0)
         start = time.perf_counter()
-        self.trainer.evaluate(ImageBatches(part, data.preprocessing, data.location, augment=False))
+        self.trainer.evaluate(
+            ImageBatches(part, data.preprocessing, data.location, False, data.device)
+        )
         synchronize(self.device)
         return time.perf_counter() - start
 

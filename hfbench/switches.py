@@ -56,6 +56,11 @@ def observe_switches(recipe: Recipe, trainer: BenchTrainer) -> dict[str, Switch]
         "gradient_accumulation_steps": switch(
             recipe.argument("gradient_accumulation_steps"), args.gradient_accumulation_steps
         ),
+        "preprocessing_location": switch(
+            recipe.preprocessing.location,
+            _preprocessing_location(trainer.train_dataset, on_cpu),
+            "too many to lie in a quarter of the device's free memory, or it does not say",
+        ),
         "memory_format": switch(recipe.model.memory_format, _memory_format(trainer.model)),
         "attn_implementation": switch(
             recipe.model.attn_implementation,
@@ -74,6 +79,13 @@ def observe_switches(recipe: Recipe, trainer: BenchTrainer) -> dict[str, Switch]
         "use_cpu": switch(bool(recipe.argument("use_cpu")), on_cpu, "no accelerator is visible"),
         "world_size": switch(requested_processes(), args.world_size),
     }
+
+
+def _preprocessing_location(batches: Any, on_cpu: bool) -> str:
+    """Say where batches were prepared, and where their images lay if not there."""
+    if batches.location == "device" and not on_cpu and batches.device is None:
+        return "device, images in host memory"
+    return str(batches.location)
 
 
 def _memory_format(model: Any) -> str:

@@ -264,7 +264,13 @@ class _OneEpoch(ImageBatches):
     """The same images, repeated until one epoch is enough for a window."""
 
     def __init__(self, batches: Any, samples: int) -> None:
-        super().__init__(batches.split, batches.preprocessing, batches.location, batches.augment)
+        super().__init__(
+            batches.split,
+            batches.preprocessing,
+            batches.location,
+            batches.augment,
+            batches.device,
+        )
         self.samples = max(samples, len(batches.split))
 
     def __len__(self) -> int:

@@ -116,7 +116,10 @@ def make_trainer(
     set_seed(args.seed)
     model, _ = load_model(recipe, source, train.label_names)
     preprocessing = Preprocessing(
-        source.normalization, recipe.preprocessing.augmentation, args.seed
+        source.normalization,
+        recipe.preprocessing.augmentation,
+        args.seed,
+        recipe.model.memory_format,
     )
     location = recipe.preprocessing.location
     return build_trainer(
