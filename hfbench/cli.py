@@ -18,6 +18,7 @@ import typer
 
 from hfbench.cli_options import AsJson, OutputDir, Overrides, print_json, show
 from hfbench.cli_studies import studies
+from hfbench.cli_tune import tuning
 from hfbench.errors import HfbenchError, Interrupted
 from hfbench.tether import END_WITH_PARENT, end_with_parent
 
@@ -135,6 +136,7 @@ def recipe_command(
 
 
 app.add_typer(studies)
+app.add_typer(tuning)
 
 
 @app.command("list")

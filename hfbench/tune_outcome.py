@@ -1,0 +1,142 @@
+"""What a search found, as the recipe and the measurements that `hfbench tune` writes."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from hfbench.environment import Environment
+from hfbench.recipe import Recipe
+from hfbench.tune_decision import mean_speed
+from hfbench.tune_plan import (
+    CHECK_BATCH,
+    LARGER_BATCH,
+    ROUNDING,
+    SAME_NUMBERS,
+    accumulation_of,
+    micro_batch_of,
+)
+from hfbench.tune_result import BEST, Tuning
+from hfbench.tune_search import Search
+from hfbench.verdict import FASTER, judge_speed
+
+
+def describe_search(
+    search: Search,
+    recipe: Recipe,
+    environment: Environment,
+    *,
+    budget_seconds: float,
+    seconds: float,
+    not_applicable: dict[str, str],
+    stopped: bool = False,
+) -> Tuning:
+    """Put down what a search found.
+
+    Args:
+        search: As far as it came.
+        recipe: As given.
+        environment: It was measured in.
+        budget_seconds: It might take.
+        seconds: It took.
+        not_applicable: Techniques without a candidate, and why.
+        stopped: Whether Ctrl-C ended it.
+    """
+    sides = [
+        [item.window for item in search.final if item.candidate is candidate]
+        for candidate in (False, True)
+    ]
+    start = mean_speed(sides[0] or [search.first])
+    best = mean_speed(sides[1] or [search.windows.latest])
+    return Tuning(
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        recipe=recipe,
+        recipe_sha256=recipe.digest(),
+        best=name_best(search, recipe, environment),
+        environment=environment,
+        seconds=seconds,
+        budget_seconds=budget_seconds,
+        window_seconds=search.windows.window_seconds,
+        speedup=search.speedup,
+        start_samples_per_second=start,
+        best_samples_per_second=start if search.best == search.start else best,
+        trials=search.trials,
+        not_applicable=not_applicable,
+        final_windows=search.final,
+        sentence=_say_sentence(search, recipe),
+        notes=_say_notes(search, recipe, stopped),
+        stopped=stopped,
+    )
+
+
+def name_best(search: Search, recipe: Recipe, environment: Environment) -> Recipe:
+    """Return the best as a recipe of its own, whose baseline is the one that was given."""
+    changes = _list_taken(search)
+    if changes:
+        gained = f", {search.speedup} as fast" if search.speedup else ""
+        said = f"{recipe.name} with what hfbench tune found to pay: {changes}{gained}"
+    else:
+        said = f"{recipe.name} as it is: hfbench tune found nothing that pays"
+    return search.best.model_copy(
+        update={
+            "schema_": None,
+            "name": recipe.name + BEST,
+            "variant": "fast",
+            "baseline": recipe.name,
+            "description": f"{said}. Measured on {environment.device_name}, "
+            f"{environment.cpu_cores} CPU cores.",
+            "reference": None,  # its times are those of other settings
+        }
+    )
+
+
+def _list_taken(search: Search) -> str:
+    last = {t.technique: t.detail for t in search.trials if t.outcome == "taken"}
+    parts = [f"{technique} {detail}" for technique, detail in last.items()]
+    if search.start != search.best and not parts:
+        return ""
+    return "; ".join(parts)
+
+
+def _say_sentence(search: Search, recipe: Recipe) -> str:
+    name, changes, speedup = recipe.name, _list_taken(search), search.speedup
+    if not changes:
+        if speedup is not None:
+            return f"Nothing pays: what was taken at first gained nothing all together ({speedup})."
+        measured = any(trial.windows for trial in search.trials)
+        return (
+            f"Nothing that was tried is faster beyond noise than {name} as it is."
+            if measured
+            else "No candidate could be measured."
+        )
+    if speedup is None:
+        return f"Faster one by one, not measured together: {changes}."
+    if judge_speed(speedup.interval) != FASTER:
+        return f"Undecided: {speedup} images per second of {name}, with {changes}."
+    return f"{speedup} images per second of {name}, with {changes}."
+
+
+def _say_notes(search: Search, recipe: Recipe, stopped: bool) -> list[str]:
+    notes = []
+    if search.start != recipe:
+        sizes = micro_batch_of(recipe), micro_batch_of(search.start)
+        notes.append(
+            f"{recipe.name} itself does not fit into memory in micro-batches of {sizes[0]}: the "
+            f"start is {accumulation_of(search.start)} micro-batches of {sizes[1]}."
+        )
+    batch = search.windows.measured_batch
+    if batch is not None:
+        notes.append(
+            f"Measured on batches of {batch} without accumulation, since an "
+            "optimizer step takes too long here. Ratios may differ in larger batches."
+        )
+    taken = [trial for trial in search.trials if trial.outcome == "taken"]
+    doubtful = {t.technique: t.effect for t in taken if t.effect not in (SAME_NUMBERS, ROUNDING)}
+    notes += [f"{technique}: {effect}." for technique, effect in doubtful.items()]
+    if any(trial.technique == LARGER_BATCH for trial in taken):
+        notes.append(f"learning_rate was left alone; {CHECK_BATCH.partition(':')[0]} needs others.")
+    left = sum(trial.outcome == "not measured" for trial in search.trials)
+    if left:
+        notes.append(f"{left} candidates were not measured; more --seconds measures more.")
+    if stopped:
+        notes.append("Stopped before the end: the best was not measured against the start.")
+    return notes

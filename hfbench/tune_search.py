@@ -1,0 +1,227 @@
+"""The search of `hfbench tune`: one technique at a time, kept if it is faster beyond noise."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hfbench.ablation_result import Ratio
+from hfbench.errors import DeviceError, first_line
+from hfbench.recipe import Recipe
+from hfbench.tune_decision import decide, ratio_of
+from hfbench.tune_memory import MemoryForecast, is_out_of_memory, peak_mib
+from hfbench.tune_plan import (
+    BATCH,
+    LARGER_BATCH,
+    MICRO_BATCH,
+    Candidate,
+    Offers,
+    Subject,
+    accumulation_of,
+    list_techniques,
+    micro_batch_of,
+    setting_of,
+)
+from hfbench.tune_result import Measured, Trial
+from hfbench.tune_windows import Budget, Measure, Windows
+from hfbench.windows import Window
+
+_BLOCKS = 2  # of a candidate that may be faster; A B B A each
+_FINAL_BLOCKS = 4  # of the end, two of which are reserved
+_WORTH_MORE = 1.01  # a gain below this is not looked into further
+
+
+class Observer:
+    """Is told what a tuning does; made to be overridden."""
+
+    def planned(self, candidates: int, window_seconds: float, start: Window) -> None:
+        """After the first windows: how many candidates there are at least, and the start."""
+
+    def tried(self, trial: Trial) -> None:
+        """After each candidate."""
+
+    def confirming(self) -> None:
+        """Before the best is measured against the start once more."""
+
+
+class Search:
+    """One search, step by step: `prepare`, `explore`, `confirm`.
+
+    Attributes:
+        start: What everything is compared with: the recipe, in smaller micro-batches if it does
+            not fit into memory.
+        best: The fastest so far.
+        trials: Candidates in the order of measuring.
+        windows: How they are measured.
+        first: The first window of the start.
+        final: Windows of the start and of the best, measured at the end.
+        speedup: What they say.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        subject: Subject,
+        measure: Measure,
+        budget: Budget,
+        memory: MemoryForecast,
+        observer: Observer | None = None,
+    ) -> None:
+        """Begin the budget.
+
+        Args:
+            recipe: To tune.
+            subject: From `describe_subject`.
+            measure: `Bench.measure_window`.
+            budget: Time, and what may change.
+            memory: Says what would not fit.
+            observer: Told what is done.
+        """
+        self.start = self.best = recipe
+        self.trials: list[Trial] = []
+        self.windows = Windows(measure, budget)
+        self.first: Window
+        self.final: list[Measured] = []
+        self.speedup: Ratio | None = None
+        self._subject, self._budget, self._memory = subject, budget, memory
+        self._observer = observer or Observer()
+
+    def prepare(self) -> None:
+        """Measure the start, and choose how long windows are.
+
+        Raises:
+            DeviceError: If no micro-batch of the start fits into memory.
+        """
+        while not self._measure_start():
+            pass
+        self.first = self.windows.latest
+        techniques = list_techniques(self._budget.larger_batch).values()
+        count = sum(len(list(offers(self.best, self._subject))) for offers in techniques)
+        self.windows.plan(count)
+        self._observer.planned(count, self.windows.window_seconds, self.first)
+
+    def explore(self) -> None:
+        """Try every technique in turn, each on top of the best so far."""
+        for offers in list_techniques(self._budget.larger_batch).values():
+            tried = [self.best]
+            while (candidate := self._next(offers, tried)) is not None:
+                tried.append(candidate.apply(self.best))
+                trial = self._try(candidate)
+                if trial.outcome == "taken":
+                    self.best = tried[-1]
+                mine = [w for w in trial.windows if w.candidate == (trial.outcome == "taken")]
+                self.windows.latest = mine[-1].window if mine else self.windows.latest
+                self._record(trial)
+
+    def confirm(self) -> None:
+        """Measure the best against the start, in windows that chose nothing.
+
+        What was chosen for being the fastest was lucky too; and techniques may get in each other's
+        way. If nothing is gained after all, the start is the best.
+        """
+        if self.best == self.start:
+            return
+        self._observer.confirming()
+        for _ in range(_FINAL_BLOCKS):
+            if self.final and not self.windows.has_time(blocks=1):
+                break
+            self.windows.run_block(self.start, self.best, self.final)
+        self.speedup = ratio_of(self.final)
+        if self.speedup is not None and self.speedup.value <= 1:
+            self.best = self.start
+            self.trials = [_take_back(trial) for trial in self.trials]
+
+    def _measure_start(self) -> bool:
+        """Measure the start; if it does not fit into memory, make its micro-batches smaller."""
+        try:
+            self.windows.measure_start(self.start, self._memory)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            message = first_line(error)
+        else:
+            return True
+        now, steps = micro_batch_of(self.start), accumulation_of(self.start)
+        offers = list_techniques(larger_batch=False)[MICRO_BATCH](self.start, self._subject)
+        smaller = [c.apply(self.start) for c in offers if c.settings[BATCH] < now]
+        if not smaller:
+            raise DeviceError(
+                f"{self.start.name} does not fit into the memory of this machine, at {BATCH}="
+                f"{now}: {message} Make it smaller."
+            )
+        trial = Trial(
+            technique=MICRO_BATCH,
+            detail=f"{now} images, {steps} of them a step, as in the recipe",
+            settings={BATCH: now},
+            effect="",
+            outcome="out of memory",
+            reason=message,
+        )
+        self._record(trial)
+        self.start = self.best = smaller[0]
+        return False
+
+    def _next(self, offers: Offers, tried: list[Recipe]) -> Candidate | None:
+        """Return the first neighbour of the best that is none of those tried."""
+        for candidate in offers(self.best, self._subject):
+            settings = candidate.settings.items()
+            if not any(all(setting_of(r, name) == v for name, v in settings) for r in tried):
+                return candidate
+        return None
+
+    def _try(self, candidate: Candidate) -> Trial:
+        """Measure a candidate in turn with the best so far."""
+        trial = Trial(
+            technique=candidate.technique,
+            detail=candidate.detail,
+            settings=dict(candidate.settings),
+            effect=candidate.effect,
+            outcome="not measured",
+        )
+        refused = self._refuse(candidate)
+        if refused is not None:
+            return trial.model_copy(update=refused)
+        windows: list[Measured] = []
+        try:
+            self._measure_pairs(candidate.apply(self.best), windows)
+        except Exception as error:  # whatever this machine cannot do in this way
+            found = "out of memory" if is_out_of_memory(error) else "failed"
+            return trial.model_copy(
+                update={"outcome": found, "reason": first_line(error), "windows": windows}
+            )
+        return decide(trial, windows)
+
+    def _refuse(self, candidate: Candidate) -> dict[str, Any] | None:
+        """Say why a candidate cannot be measured: its outcome and reason."""
+        if candidate.technique in (MICRO_BATCH, LARGER_BATCH):
+            batch = self.windows.measured_batch
+            if batch is not None:
+                return {"reason": f"there is time for batches of {batch} only; more --seconds"}
+            now, wanted = micro_batch_of(self.best), candidate.settings[BATCH]
+            room = self._memory.room() if wanted > now else None
+            needed = self._memory.estimate(now, peak_mib(self.windows.latest), wanted)
+            if room is not None and needed > room:
+                why = f"needs about {needed:.0f} MiB, {room:.0f} MiB are available"
+                return {"outcome": "would not fit", "reason": why}
+        if not self.windows.has_time(blocks=1 + _BLOCKS):  # those of the end are reserved
+            return {"reason": f"no time left of {self._budget.seconds:.0f} s; more --seconds"}
+        return None
+
+    def _measure_pairs(self, recipe: Recipe, windows: list[Measured]) -> None:
+        """Measure one block; a second one where it may show a gain."""
+        self.windows.run_block(self.best, recipe, windows)
+        ratio = ratio_of(windows)
+        if ratio is None or ratio.low is None or ratio.value < _WORTH_MORE or ratio.low > 1:
+            return
+        if self.windows.has_time(blocks=1 + _BLOCKS):
+            self.windows.run_block(self.best, recipe, windows)
+
+    def _record(self, trial: Trial) -> None:
+        self.trials.append(trial)
+        self._observer.tried(trial)
+
+
+def _take_back(trial: Trial) -> Trial:
+    why = "taken at first, but all together gained nothing"
+    if trial.outcome != "taken":
+        return trial
+    return trial.model_copy(update={"outcome": "no gain shown", "reason": why})

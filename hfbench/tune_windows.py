@@ -1,0 +1,149 @@
+"""The windows of `hfbench tune`: how long they are, and whether there is time for more."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from hfbench.ablation import steps_of, warmup_steps_of
+from hfbench.recipe import Recipe
+from hfbench.tune_decision import ratio_of
+from hfbench.tune_memory import MemoryForecast, peak_mib
+from hfbench.tune_plan import accumulation_of, micro_batch_of
+from hfbench.tune_result import Measured
+from hfbench.windows import Window, with_arguments
+
+Measure = Callable[[int, int, Recipe], Window]  # as `Bench.measure_window`
+
+_BATCH, _STEPS = "per_device_train_batch_size", "gradient_accumulation_steps"
+_PILOT_BATCH = 4
+_UPDATE_SHARE = 0.02  # of the time, for one optimizer step: some fifty are made
+_LONGEST_SECONDS = 5.0  # of a window
+_FEWEST_STEPS = 2
+_SLOW_SECONDS = 0.5  # a step that takes longer needs no second one to warm up
+_BLOCK = (False, True, True, False)  # whether the candidate's: a drift hits both sides alike
+_PLANNED_WINDOWS = 7  # of a candidate: one block, some need two
+_HOPELESS = 0.8  # a candidate that makes less than this in its first pair is not measured again
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a search may take.
+
+    Attributes:
+        seconds: For measuring.
+        larger_batch: Whether the effective batch may change.
+        clock: Gives seconds; of the same kind as the windows' own.
+    """
+
+    seconds: float
+    larger_batch: bool = False
+    clock: Callable[[], float] = time.perf_counter
+
+
+class Windows:
+    """Windows within a budget.
+
+    Attributes:
+        measured_batch: Images of a batch if it has to be smaller to be measured in time.
+        window_seconds: Length of a window.
+        latest: The latest window of the best recipe so far.
+    """
+
+    def __init__(self, measure: Measure, budget: Budget) -> None:
+        """Begin the budget.
+
+        Args:
+            measure: `Bench.measure_window`.
+            budget: Time.
+        """
+        self.measured_batch: int | None = None
+        self.window_seconds = 0.0
+        self.latest: Window
+        self._measure, self._budget = measure, budget
+        self._deadline = budget.clock() + budget.seconds
+        self._overhead = 0.0  # of a window: building a trainer, and what it frees
+
+    def measure_start(self, start: Recipe, memory: MemoryForecast) -> None:
+        """Measure a recipe in growing batches, so that a slow machine is found out soon.
+
+        Args:
+            start: The recipe that everything begins with.
+            memory: Learns what part of it grows with the images.
+
+        Raises:
+            Exception: That `is_out_of_memory` knows, if it does not fit.
+        """
+        affordable = self._budget.seconds * _UPDATE_SHARE
+        batch, steps = micro_batch_of(start), accumulation_of(start)
+        size, fits = 0, min(batch, _PILOT_BATCH)
+        while size < fits and (size == 0 or 1.5 * size < fits < batch):
+            size = fits
+            window = self._measure(1, 1, _small(start, size))
+            fits = min(batch, max(int(affordable * size / window.seconds), 2))
+        small = (size, peak_mib(window))
+        if fits == batch and size < batch:
+            window = self._measure(1, 1, _small(start, batch))
+            memory.learn(small, (batch, peak_mib(window)))
+        too_long = window.seconds * steps > affordable and steps > 1
+        self.measured_batch = fits if fits < batch or too_long else None
+        self.latest = window
+        self.latest = self._run(start, _FEWEST_STEPS)
+
+    def plan(self, candidates: int) -> None:
+        """Choose how long windows are, so that about so many candidates can be measured."""
+        windows = _PLANNED_WINDOWS * candidates + 2 * len(_BLOCK)
+        each = (self._deadline - self._budget.clock()) / windows - self._cost_beside()
+        shortest = _FEWEST_STEPS * self.latest.seconds_per_step
+        self.window_seconds = max(min(each, _LONGEST_SECONDS), shortest)
+
+    def has_time(self, blocks: int) -> bool:
+        """Tell whether so many more blocks fit."""
+        each = self.window_seconds + self._cost_beside()
+        return self._budget.clock() + blocks * len(_BLOCK) * each <= self._deadline
+
+    def run_block(self, best: Recipe, candidate: Recipe, windows: list[Measured]) -> None:
+        """Measure A B B A, and only A B if the candidate is far behind.
+
+        Args:
+            best: A.
+            candidate: B; sees as many images.
+            windows: Are added here, one by one.
+        """
+        steps = max(_FEWEST_STEPS, math.ceil(self.window_seconds / self.latest.seconds_per_step))
+        for is_candidate in _BLOCK:
+            recipe = candidate if is_candidate else best
+            own = steps_of(self.as_measured(recipe), self.as_measured(best), steps)
+            windows.append(Measured(candidate=is_candidate, window=self._run(recipe, own)))
+            ratio = ratio_of(windows)
+            if ratio is not None and ratio.rounds == 1 and ratio.value < _HOPELESS:
+                return
+
+    def as_measured(self, recipe: Recipe) -> Recipe:
+        """Return a recipe with the batch that there is time for."""
+        if self.measured_batch is None:
+            return recipe
+        return with_arguments(recipe, **{_BATCH: self.measured_batch, _STEPS: 1})
+
+    def _run(self, recipe: Recipe, steps: int) -> Window:
+        started = self._budget.clock()
+        warmup = warmup_steps_of(recipe)
+        if self.latest.seconds_per_step > _SLOW_SECONDS and not recipe.argument("torch_compile"):
+            warmup = 1
+        window = self._measure(steps, warmup, self.as_measured(recipe))
+        inside = (steps + warmup) * window.seconds_per_step
+        self._overhead = max(self._budget.clock() - started - inside, 0.0)
+        return window
+
+    def _cost_beside(self) -> float:
+        """Return what a window costs beside its measured steps."""
+        return self.latest.warmup_steps * self.latest.seconds_per_step + self._overhead
+
+
+def _small(recipe: Recipe, size: int) -> Recipe:
+    """Return a recipe in small batches, and not compiled for them."""
+    names = ("torch_compile_backend", "torch_compile_mode")
+    plain = {_BATCH: size, _STEPS: 1, "torch_compile": False} | dict.fromkeys(names)
+    return with_arguments(recipe, **plain)
