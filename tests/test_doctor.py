@@ -26,9 +26,10 @@ from hfbench.recipe import Recipe
 from hfbench.runner import run_recipe
 from hfbench.sides import Sides
 from hfbench.slices import Slices, divide_step
-from hfbench.techniques import MIXED_PRECISION, find_uses
+from hfbench.techniques import MIXED_PRECISION
 from hfbench.timeline import PHASES
 from hfbench.training import build_training_arguments
+from hfbench.uses import find_uses
 from hfbench.windows import Bench, with_arguments
 from tests.builders import TIMM_VIT, make_trainer, tiny_recipe, vit_config, write_model
 
@@ -426,7 +427,7 @@ def test_sum_of_micro_batch_means_is_flagged(
 
 
 def loader_bound(folder: Path) -> Recipe:
-    """A small model on images that are cropped, mirrored and resized from 512 pixels."""
+    """A small model on images that are cropped, coloured and resized from 512 pixels."""
     picture = Image.fromarray(np.arange(512 * 512, dtype=np.uint8).reshape(512, 512)).convert("RGB")
     features = datasets.Features(
         {"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])}
@@ -438,7 +439,7 @@ def loader_bound(folder: Path) -> Recipe:
         write_model(folder / "flat", vit_config(num_hidden_layers=1)),
         pretrained=True,
         dataset={"name_or_path": str(folder)},
-        preprocessing={"image_size": 32, "augmentation": ["random_crop", "horizontal_flip"]},
+        preprocessing={"image_size": 32, "augmentation": ["random_crop", "color"]},
     )
 
 
