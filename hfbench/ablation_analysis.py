@@ -88,14 +88,13 @@ def batch_size_of(recipe: Recipe) -> int:
 
 def settings_of(none: Recipe, recipe: Recipe) -> dict[str, Any]:
     """Return the settings of a recipe that differ from ``none``, by dotted name."""
-    found = {
-        f"training_args.{name}": value
-        for name, value in recipe.training_args.items()
-        if value != none.training_args.get(name)
+    before, after = none.as_json(), recipe.as_json()
+    return {
+        f"{section}.{name}": value
+        for section in ("training_args", "model", "preprocessing")
+        for name, value in after[section].items()
+        if value != before[section].get(name)
     }
-    if recipe.preprocessing.location != none.preprocessing.location:
-        found["preprocessing.location"] = recipe.preprocessing.location
-    return found
 
 
 def _not_applied(window: Window) -> list[str]:

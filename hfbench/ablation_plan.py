@@ -7,13 +7,8 @@ from dataclasses import dataclass, replace
 
 from hfbench.errors import RecipeError
 from hfbench.recipe import Recipe, check_recipe
-from hfbench.techniques import (
-    MIXED_PRECISION,
-    PINNED_MEMORY,
-    Use,
-    change,
-    find_uses,
-)
+from hfbench.techniques import MIXED_PRECISION, PINNED_MEMORY, Use, change
+from hfbench.uses import find_uses
 
 NONE, ALL = "none", "all"
 _LARGER = "accumulation, larger batch"
@@ -86,15 +81,21 @@ class Plan:
         return next(item for item in self.configurations if item.name == name)
 
 
-def plan_ablation(recipe: Recipe) -> Plan:
+def plan_ablation(recipe: Recipe, *, whole_runs: bool = False) -> Plan:
     """Choose the configurations.
 
     "All" is the recipe as written. If it has none of the reference's three techniques (mixed
     precision, pinned memory, accumulation), "all" has them too. Accumulation at the same batch
     excludes the one that enlarges it; it is measured alone. What can have no effect on this machine
-    stays as the recipe has it, everywhere.
+    stays as the recipe has it, everywhere, and in short windows so does what acts outside of steps.
+
+    Args:
+        recipe: As written.
+        whole_runs: Whether runs from beginning to end are planned, instead of short windows.
     """
-    uses = [use for use in find_uses(recipe) if use.no_effect is None]
+    found_uses = find_uses(recipe)
+    idle = {use.slug: _why_idle(use, whole_runs) for use in found_uses}
+    uses = [use for use in found_uses if idle[use.slug] is None]
     chosen, notes = _choose_all(recipe, uses)
     base = change(recipe, (item for use in uses for item in use.off.items()))
     found: dict[str, Configuration] = {}
@@ -129,9 +130,15 @@ def plan_ablation(recipe: Recipe) -> Plan:
             Attribution(use.name, use.detail, alone[use.slug], all_but.get(use.slug))
             for use in uses
         ],
-        not_run=[NotRun(use.name, use.no_effect) for use in find_uses(recipe) if use.no_effect],
+        not_run=[NotRun(use.name, why) for use in found_uses if (why := idle[use.slug])],
         notes=notes,
     )
+
+
+def _why_idle(use: Use, whole_runs: bool) -> str | None:
+    if use.no_effect or whole_runs or use.in_steps:
+        return use.no_effect
+    return "short windows neither evaluate nor save; --full runs do"
 
 
 def _choose_all(recipe: Recipe, uses: list[Use]) -> tuple[list[Use], list[str]]:
@@ -159,12 +166,13 @@ def full_recipes(plan: Plan) -> list[Recipe]:
     """
     recipes, problems = [], []
     baseline = f"{plan.recipe.name}.{NONE}"
+    tuned = "tuned" if plan.recipe.variant == "untuned" else plan.recipe.variant
     for item in plan.configurations:
         content = item.recipe.as_json() | {
             "name": f"{plan.recipe.name}.{item.name}",
             "description": f"{plan.recipe.name} with these techniques: "
             f"{', '.join(item.techniques) or 'none'}.",
-            "variant": "untuned" if item.name == NONE else "tuned",
+            "variant": "untuned" if item.name == NONE else tuned,
             "baseline": None if item.name == NONE else baseline,
         }
         content["training_args"]["push_to_hub"] = False

@@ -129,7 +129,7 @@ def run_full(
     from hfbench.tables_ablation import ablation_tables, plan_table
     from hfbench.tables_suite import plan_table as runs_table
 
-    plan = plan_ablation(recipe)
+    plan = plan_ablation(recipe, whole_runs=True)
     repeats = repeats or _REPEATS
     runs = plan_runs(repeat_recipes(full_recipes(plan), repeats), output_dir)
     if not as_json:

@@ -26,8 +26,9 @@ from hfbench.quantities import duration
 from hfbench.recipe import Recipe
 from hfbench.sides import Sides
 from hfbench.slices import Slices, describe_sides, divide_step, measure_slices, median_of
-from hfbench.techniques import MIXED_PRECISION, Use, change, find_uses
+from hfbench.techniques import MIXED_PRECISION, Use, change
 from hfbench.training import build_training_arguments
+from hfbench.uses import find_uses
 from hfbench.windows import Bench, with_arguments
 
 Observer = Callable[[str], None]

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from hfbench.convolutions import is_convolutional
 from hfbench.recipe import Recipe, check_recipe, load_recipe, shipped_recipes
-from hfbench.techniques import TECHNIQUES, Use, change, find_uses
-from tests.builders import tiny_recipe
+from hfbench.techniques import TECHNIQUES, Use, change
+from hfbench.uses import find_uses
+from tests.builders import TIMM_VIT, tiny_recipe, vit_config, write_model
 
 ALWAYS = [
     "mixed precision",
     "pinned memory",
     "accumulation, same batch",
     "accumulation, larger batch",
+    "memory format",
 ]
 
 
@@ -29,7 +33,7 @@ def turned_on(recipe: Recipe, name: str) -> dict[str, Any]:
     return change(recipe, find(recipe, name).on.items()).training_args
 
 
-def test_untuned_recipe_has_no_technique_and_four_that_it_could_have() -> None:
+def test_untuned_recipe_has_no_technique_and_five_that_it_could_have() -> None:
     recipe = tiny_recipe()
     assert [use.name for use in find_uses(recipe)] == ALWAYS
     assert not any(use.in_recipe for use in find_uses(recipe))
@@ -148,5 +152,122 @@ def test_slug_can_stand_in_a_recipe_name() -> None:
     assert names[2:] == [
         "accumulation-same-batch",
         "accumulation-larger-batch",
+        "memory-format",
         "torch-compile",
     ]
+
+
+# --- how the model computes ---
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("timm/resnet50.a1_in1k", True),
+        ("timm/efficientnet_b0.ra_in1k", True),
+        ("google/vit-base-patch16-224-in21k", False),  # one, for its patches
+        (TIMM_VIT, False),
+        ("microsoft/resnet-50", None),  # known to the Hub alone
+        ("timm/no_such_model", None),
+    ],
+)
+def test_whether_a_model_is_convolutional_is_known_without_the_hub(
+    name: str, expected: bool | None
+) -> None:
+    assert is_convolutional(tiny_recipe(name, pretrained=True)) is expected
+
+
+def test_whether_a_model_in_a_folder_is_convolutional_is_read_from_its_configuration(
+    tmp_path: Path,
+) -> None:
+    folder = write_model(tmp_path / "vit", vit_config())
+    assert is_convolutional(tiny_recipe(folder, pretrained=True)) is False
+
+
+def test_memory_format_is_tried_on_convolutions_whatever_the_recipe_says() -> None:
+    recipe = tiny_recipe()
+    use = find(recipe, "memory format")
+    assert (use.in_recipe, use.no_effect) == (False, None)
+    on = change(recipe, use.on.items())
+    assert on.model.memory_format == "channels_last"
+    assert change(on, find(on, "memory format").off.items()).digest() == recipe.digest()
+    assert find(tiny_recipe("microsoft/resnet-50"), "memory format").no_effect is None
+    idle = find(tiny_recipe(TIMM_VIT), "memory format").no_effect
+    assert idle is not None
+    assert "no convolutions" in idle
+
+
+def with_model(recipe: Recipe, **values: Any) -> Recipe:
+    """Return a recipe whose model computes in another way."""
+    return change(recipe, [(f"model.{name}", value) for name, value in values.items()])
+
+
+def test_cudnn_benchmark_needs_a_gpu_and_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = with_model(tiny_recipe(), cudnn_benchmark=True)
+    on_cpu = find(asked, "cuDNN benchmark")
+    assert (on_cpu.in_recipe, on_cpu.off) == (True, {"model.cudnn_benchmark": False})
+    assert on_cpu.no_effect is not None
+    assert "no cuDNN" in on_cpu.no_effect
+    monkeypatch.setattr("hfbench.uses.accelerator_type", lambda: "cuda")
+    precision = {"use_cpu": False, "fp16": True}
+    assert find(tiny_recipe(**precision), "cuDNN benchmark").no_effect is None
+    transformer = with_model(tiny_recipe(TIMM_VIT, **precision), cudnn_benchmark=True)
+    idle = find(transformer, "cuDNN benchmark").no_effect
+    assert idle is not None
+    assert "no convolutions" in idle
+
+
+def test_attention_that_a_recipe_names_is_set_against_eager() -> None:
+    sdpa = with_model(tiny_recipe(TIMM_VIT), attn_implementation="sdpa")
+    use = find(sdpa, "attention implementation")
+    assert (use.in_recipe, use.detail) == (True, "sdpa instead of eager")
+    off = change(sdpa, use.off.items())
+    assert off.model.attn_implementation == "eager"
+    for recipe in (off, tiny_recipe(TIMM_VIT)):
+        assert all(use.name != "attention implementation" for use in find_uses(recipe))
+
+
+def test_nan_filter_costs_nothing_where_the_host_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {"logging_nan_inf_filter": False}
+    use = find(tiny_recipe(**values), "NaN filter off")
+    assert use.in_recipe
+    assert use.no_effect is not None
+    monkeypatch.setattr("hfbench.uses.accelerator_type", lambda: "cuda")
+    values |= {"use_cpu": False, "fp16": True}
+    assert find(tiny_recipe(**values), "NaN filter off").no_effect is None
+
+
+# --- what a fast recipe has more of than its baseline ---
+
+
+def test_larger_batches_and_missing_checkpoints_are_told_by_the_shipped_baseline() -> None:
+    fast = load_recipe("resnet50_cifar10_fast", ["training_args.use_cpu=true"])
+    found = {use.name: use for use in find_uses(fast)}
+    batch = "training_args.per_device_train_batch_size"
+    micro = found["larger micro-batch"]
+    assert (micro.on, micro.off) == ({batch: 256}, {batch: 64})
+    assert found["evaluation batch"].detail == "512 instead of 128"
+    assert found["no checkpoints"].off == {"training_args.save_strategy": "epoch"}
+    assert [use.name for use in found.values() if not use.in_steps] == [
+        "evaluation batch",
+        "no checkpoints",
+    ]
+
+
+def test_accumulation_of_a_fast_recipe_is_that_of_its_baselines_micro_batch() -> None:
+    fast = load_recipe("vit_cifar100_fast", ["training_args.use_cpu=true"])
+    larger, same = (
+        turned_on(fast, f"accumulation, {kind}") for kind in ("larger batch", "same batch")
+    )
+    names = ("gradient_accumulation_steps", "per_device_train_batch_size")
+    # 280 in one step, as the fast recipe has them, by the tuned one's way; and 70, split.
+    assert [larger[name] for name in names] == [4, 70]
+    assert [same[name] for name in names] == [2, 35]
+
+
+@pytest.mark.parametrize(
+    "override", ["training_args.per_device_train_batch_size=64", "baseline=mine", "baseline=null"]
+)
+def test_batch_that_is_not_larger_or_has_no_shipped_baseline_is_no_technique(override: str) -> None:
+    fast = load_recipe("resnet50_cifar10_fast", ["training_args.use_cpu=true", override])
+    assert all(use.name != "larger micro-batch" for use in find_uses(fast))
