@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import pickle
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -738,6 +739,60 @@ def test_one_sample_is_its_place_in_a_batch() -> None:
     assert one["pixel_values"].shape == (3, 2, 2)
     assert torch.equal(one["pixel_values"], served.__getitems__([1, 7])["pixel_values"][1])
     assert int(one["labels"]) == 2
+
+
+def test_mixed_batches_bring_their_partners() -> None:
+    served = batches("device", augment=True, augmentation=["mixup"])
+    batch = served.__getitems__([10 + 3, 10 + 4])
+    partner = batch["partner_sample"]
+
+    assert ((partner >= 10) & (partner < 15)).all()
+    assert torch.equal(batch["partner_pixel_values"][:, 0, 0, 0], (partner - 10).to(torch.uint8))
+    own = batch["mixed_labels"].gather(1, batch["labels"][:, None])
+    assert batch["labels"].tolist() == [0, 1]
+    assert batch["labels"].dtype == torch.int64
+    torch.testing.assert_close(batch["mixed_labels"].sum(1), torch.ones(2))
+    assert ((own > 0) | (partner[:, None] % 3 == batch["labels"][:, None])).all()
+    assert set(batches("device", False, ["mixup"]).__getitems__([0])) == {"pixel_values", "labels"}
+
+
+def test_partner_does_not_depend_on_the_rest_of_the_batch() -> None:
+    served = batches("host", augment=True, augmentation=["mixup", "cutmix"])
+    whole = served.__getitems__([4, 0, 9, 2])
+
+    for place, sample in enumerate([4, 0, 9, 2]):
+        for name, value in served.__getitems__([sample]).items():
+            assert torch.equal(value[0], whole[name][place])
+
+
+def test_resident_images_are_named_by_number_and_gathered() -> None:
+    preprocessing = Preprocessing(
+        Normalization(2, "bilinear", (0.5,) * 3, (0.25,) * 3), ["mixup"], seed=0
+    )
+    served = ImageBatches(numbered(5), preprocessing, "device", True, torch.device("cpu"))
+    batch = served.__getitems__([5 + 3, 1])
+    elsewhere = ImageBatches(numbered(5), preprocessing, "device", True).__getitems__([5 + 3, 1])
+
+    assert "pixel_values" not in batch
+    assert batch["index"].tolist() == [3, 1]
+    pixels = served.gather(batch["index"], batch["partner_sample"])
+    for name in ("pixel_values", "partner_pixel_values"):
+        assert torch.equal(pixels[name], elsewhere[name])
+
+
+def test_images_that_do_not_fit_stay_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    split, device = numbered(5), torch.device("meta")
+    assert split.images.nbytes == 60
+
+    monkeypatch.setattr("hfbench.data._free_memory", lambda device: 239)
+    assert split.images_on(device) is None
+    monkeypatch.setattr("hfbench.data._free_memory", lambda device: 240)
+    copied = split.images_on(device)
+    assert copied is not None
+    assert copied.device == device
+    assert split.images_on(device) is copied  # for the train accuracy, too
+    assert pickle.loads(pickle.dumps(split))._copies == {}
+    assert split.subset(3, 0)._copies == {}
 
 
 # --- real data ---

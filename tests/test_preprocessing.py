@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -7,10 +9,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor, nn
+from torchvision.transforms.v2 import functional as F
 from transformers import ViTImageProcessor
 
 from hfbench.augmentation import random_crop, random_horizontal_flip, uniform
+from hfbench.data import ImageBatches, ImageSplit
 from hfbench.preprocessing import Normalization, Preprocessing
+from hfbench.recipe import DatasetSection
+from hfbench.sources import load_splits
+from hfbench.training import BenchTrainer
+from tests.builders import make_trainer, tiny_recipe, vit_config, write_model
 
 MASK = 2**64 - 1
 # Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014
@@ -319,3 +328,299 @@ def test_output_is_that_of_the_image_processor(
     expected = processor(list(images), return_tensors="pt")["pixel_values"]
     # 1e-5 is a thousandth of one step of uint8, 1 / 255 / 0.225.
     assert torch.allclose(values, expected, rtol=0, atol=1e-5)
+
+
+# --- layouts in memory, and where it runs ---
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+ALL = ["random_crop", "horizontal_flip", "color", "cutout", "mixup", "cutmix"]
+
+
+@pytest.mark.parametrize("size", [16, 24])
+@pytest.mark.parametrize(("height", "width"), [(16, 16), (20, 9)])
+def test_memory_format_changes_the_layout_and_no_value(height: int, width: int, size: int) -> None:
+    images, sample = noise(4, height, width), torch.arange(4)
+    normalization = Normalization(size, "bilinear", *IMAGENET)
+    plain = Preprocessing(normalization, ["random_crop"], 0)(images, sample)
+    last = Preprocessing(normalization, ["random_crop"], 0, "channels_last")(images, sample)
+
+    assert torch.equal(plain, last)
+    assert plain.is_contiguous()
+    assert last.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(
+    ("mean", "std"), [IMAGENET, ((0.5,) * 3, (0.5,) * 3), ((0,) * 3, (1,) * 3)]
+)
+def test_every_grey_level_is_normalised_as_by_the_textbook(mean: Any, std: Any) -> None:
+    images = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(1, 3, 16, 16)
+    exact = (images.double() / 255 - torch.tensor(mean).view(1, 3, 1, 1)) / torch.tensor(std).view(
+        1, 3, 1, 1
+    )
+
+    values = Preprocessing(Normalization(16, "bilinear", mean, std), [], 0)(images)
+    torch.testing.assert_close(values.double(), exact, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic"])
+@pytest.mark.parametrize(("height", "width", "size"), [(32, 32, 64), (40, 20, 24), (9, 9, 50)])
+def test_resized_pixels_are_those_of_torchvision(
+    height: int, width: int, size: int, interpolation: str
+) -> None:
+    images = noise(3, height, width)
+    mode = F.InterpolationMode(interpolation)
+    expected = torch.stack([F.resize(image, [size] * 2, mode, antialias=True) for image in images])
+
+    as_they_are = Normalization(size, interpolation, (0.0,) * 3, (1 / 255,) * 3)
+    values = Preprocessing(as_they_are, [], 0)(images)
+    assert torch.equal(values.round().to(torch.uint8), expected)
+
+
+def test_real_images_are_resized_as_by_torchvision_and_on_both_sides_alike(shared: Path) -> None:
+    section = DatasetSection(
+        name_or_path=str(shared / "data" / "cifar10"),
+        image_column="img",
+        max_train_samples=10,
+        max_eval_samples=500,
+    )
+    _, test = load_splits(section, 64, "bilinear")
+    preprocessing = Preprocessing(Normalization(64, "bilinear", *IMAGENET), [], 0)
+    host, device = (ImageBatches(test, preprocessing, at, False) for at in ("host", "device"))
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in IMAGENET)
+
+    for start in range(0, 500, 125):
+        numbers = list(range(start, start + 125))
+        values = host.__getitems__(numbers)["pixel_values"]
+        assert torch.equal(preprocessing(device.__getitems__(numbers)["pixel_values"]), values)
+        pictures = [F.to_pil_image(test.images[n]).resize((64, 64), 2) for n in numbers]
+        expected = torch.stack([F.pil_to_tensor(picture) for picture in pictures])
+        assert torch.equal(((values * std + mean) * 255).round().to(torch.uint8), expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("augmentation", [[], ALL])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_gpu_is_within_one_grey_level(augmentation: list[str], interpolation: str) -> None:
+    images, sample = noise(64, 32, 32), torch.arange(64) + 50_000
+    as_they_are = Normalization(48, interpolation, (0.0,) * 3, (1 / 255,) * 3)
+    module = Preprocessing(as_they_are, augmentation, 0)
+    partners = module.partners(sample, 64)
+    arguments = (images, sample, images[partners % 64], partners)
+    on_cpu = module(*arguments)
+
+    on_gpu = module.cuda()(*(value.cuda() for value in arguments)).cpu()
+    assert (on_gpu - on_cpu).abs().max() < 1.001
+
+
+# --- mixing ---
+
+
+def mixed(
+    augmentation: Sequence[str], sample: Tensor, height: int = 16, width: int = 16
+) -> tuple[Tensor, Tensor]:
+    """Mix white images of class 0 with black ones of class 1: (own share of pixels, labels)."""
+    count = len(sample)
+    white = torch.full((count, 3, height, width), 255, dtype=torch.uint8)
+    as_they_are = Normalization(16, "nearest", (0.0,) * 3, (1.0,) * 3)
+    module = Preprocessing(as_they_are, augmentation, seed=3)
+    own, other = torch.zeros(count, dtype=torch.int64), torch.ones(count, dtype=torch.int64)
+    pixels = module(white, sample, torch.zeros_like(white), sample + 10**6)
+    labels = module.mixed_labels(own, other, sample, (height, width), 3)
+    assert torch.equal(labels[:, 2], torch.zeros(count))
+    torch.testing.assert_close(labels.sum(1), torch.ones(count))
+    return pixels, labels[:, 0]
+
+
+def test_mixup_shares_are_those_of_the_labels_and_uniform() -> None:
+    pixels, share = mixed(["mixup"], torch.arange(4000), 16, 16)
+
+    assert (pixels.amax((1, 2, 3)) == pixels.amin((1, 2, 3))).all()
+    torch.testing.assert_close(pixels[:, 0, 0, 0], share, rtol=0, atol=0.5 / 255 + 1e-6)
+    deviation = (share.sort().values - (torch.arange(4000) + 0.5) / 4000).abs().max()
+    assert deviation < 1.95 / 4000**0.5  # Kolmogorov and Smirnov, p = 0.001
+
+
+def test_cutmix_labels_have_the_share_of_the_pixels_that_are_seen() -> None:
+    pixels, share = mixed(["cutmix"], torch.arange(300))
+
+    assert set(pixels.unique().tolist()) == {0.0, 1.0}
+    torch.testing.assert_close(pixels.mean((1, 2, 3)), share)
+    boxes = (pixels[:, 0] == 0).flatten(1).any(1)
+    assert boxes.float().mean() > 0.9
+
+
+def test_half_of_the_images_get_each_kind_of_mixing() -> None:
+    pixels, share = mixed(["mixup", "cutmix"], torch.arange(2000))
+    torch.testing.assert_close(pixels.mean((1, 2, 3)), share, rtol=0, atol=0.5 / 255 + 1e-6)
+
+    flat = pixels.amax((1, 2, 3)) == pixels.amin((1, 2, 3))
+    blended = flat & (pixels[:, 0, 0, 0] > 0) & (pixels[:, 0, 0, 0] < 1)
+    assert abs(int(blended.sum()) - 1000) < 5 * 22.4
+
+
+def test_partners_are_of_the_same_epoch_and_each_as_often() -> None:
+    module = Preprocessing(HALF, ["mixup"], seed=0)
+    sample = torch.arange(7 * 1000, 8 * 1000)
+    partners = torch.cat([module.partners(sample + 1000 * n, 1000) - 1000 * n for n in range(20)])
+
+    assert partners.min() >= 7000
+    assert partners.max() < 8000
+    counts = torch.bincount(partners - 7000, minlength=1000).double()
+    # Chi-squared of 999 degrees of freedom: mean 999, standard deviation 44.7.
+    assert abs(float((counts - 20).square().sum() / 20) - 999) < 5 * 44.7
+
+
+def test_mixing_comes_last_and_does_not_move_the_streams_of_the_others() -> None:
+    images, sample = noise(6), torch.arange(6)
+    black = torch.zeros_like(images)
+    later = Preprocessing(HALF, ["random_crop", "mixup"], 0)
+    first = Preprocessing(HALF, ["mixup", "random_crop"], 0)
+
+    assert torch.equal(first.partners(sample, 6), later.partners(sample, 6))
+    cropped = Preprocessing(HALF, ["random_crop"], 0)(images, sample)
+    without_partner = later(images, sample)
+    assert torch.equal(without_partner, cropped)
+    assert not torch.equal(later(images, sample, black, sample), cropped)
+
+
+# --- the trainer ---
+
+
+def split(count: int = 24, height: int = 12, width: int = 20) -> ImageSplit:
+    labels = torch.arange(count) % 10
+    return ImageSplit(
+        noise(count, height, width), labels, [str(n) for n in range(10)], torch.arange(count)
+    )
+
+
+@pytest.mark.parametrize("device", [None, torch.device("cpu")], ids=["loader", "resident"])
+@pytest.mark.parametrize("memory_format", ["contiguous", "channels_last"])
+@pytest.mark.parametrize(
+    "augmentation",
+    [[], *([name] for name in ALL), ALL],
+    ids=lambda names: "-".join(names) or "none",
+)
+def test_host_and_device_give_the_same_batch_bit_for_bit(
+    augmentation: list[str],
+    memory_format: Any,
+    device: torch.device | None,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    data, numbers = split(), [24 + 5, 48 + 1, 7, 24 * 9 + 23]
+    normalization = Normalization(32, "bilinear", *IMAGENET)
+    module = Preprocessing(normalization, augmentation, 11, memory_format)
+    trainer = bare_trainer(tmp_path_factory)
+    trainer.preprocessing = module
+
+    for augment in (True, False):
+        on_host = ImageBatches(data, module, "host", augment)
+        on_device = ImageBatches(data, module, "device", augment, device)
+        served = on_device.__getitems__(numbers)
+        assert ("pixel_values" in served) == (device is None)
+        trainer.train_dataset = on_device
+        trainer.callback_handler.eval_dataloader = torch.utils.data.DataLoader(on_device)
+        expected = trainer._prepare_inputs(on_host.__getitems__(numbers))
+        found = trainer._prepare_inputs(served)
+        assert expected.keys() == found.keys() == {"pixel_values", "labels"}
+        for name, value in expected.items():
+            assert torch.equal(found[name], value)
+            assert found[name].stride() == value.stride()
+
+
+_trainers: list[BenchTrainer] = []
+
+
+def bare_trainer(factory: pytest.TempPathFactory) -> BenchTrainer:
+    """Return the one trainer of a tiny model."""
+    if not _trainers:
+        folder = factory.mktemp("bare")
+        recipe = tiny_recipe(write_model(folder / "vit", vit_config()), pretrained=True)
+        _trainers.append(make_trainer(recipe, folder))
+    return _trainers[0]
+
+
+@pytest.fixture
+def vit(tmp_path: Path) -> Path:
+    return write_model(tmp_path / "vit", vit_config())
+
+
+def weights(trainer: Any) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in trainer.model.state_dict().items()}
+
+
+def differing(one: dict[str, Tensor], two: dict[str, Tensor]) -> list[str]:
+    return [name for name in one if not torch.equal(one[name], two[name])]
+
+
+def test_training_is_the_same_wherever_images_are_prepared_and_lie(
+    vit: Path, tmp_path: Path
+) -> None:
+    def train(location: str, resident: bool, **arguments: Any) -> dict[str, Tensor]:
+        recipe = tiny_recipe(
+            vit,
+            pretrained=True,
+            preprocessing={"location": location, "augmentation": ALL},
+            num_train_epochs=2,
+            eval_strategy="epoch",
+            **arguments,
+        )
+        trainer: Any = make_trainer(recipe, tmp_path)
+        if resident:
+            for name in ("train_dataset", "eval_dataset"):
+                old = getattr(trainer, name)
+                place = (old.location, old.augment, torch.device("cpu"))
+                setattr(trainer, name, ImageBatches(old.split, old.preprocessing, *place))
+        trainer.train()
+        losses.append([e["eval_loss"] for e in trainer.state.log_history if "eval_loss" in e])
+        return weights(trainer)
+
+    losses: list[list[float]] = []
+    host = train("host", False)
+    assert differing(host, train("device", False)) == []
+    assert differing(host, train("device", True, dataloader_num_workers=1)) == []
+    assert losses[0] == losses[1] == losses[2]
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_mixed_labels_are_learned_as_by_a_plain_loop_under_accumulation(
+    smoothing: float, vit: Path, tmp_path: Path
+) -> None:
+    recipe = tiny_recipe(
+        vit,
+        pretrained=True,
+        preprocessing={"location": "device", "augmentation": ["mixup", "cutmix"]},
+        dataset={"max_train_samples": 20},  # batches of 8, 8 and 4 make up one step
+        gradient_accumulation_steps=3,
+        max_steps=1,
+        optim="sgd",
+        learning_rate=1.0,
+        max_grad_norm=0.0,
+        lr_scheduler_type="constant",
+        label_smoothing_factor=smoothing,
+    )
+    trainer: Any = make_trainer(recipe, tmp_path)
+    model, data = trainer.model, trainer.train_dataset
+    before = weights(trainer)
+    # One batch of all, and the loss as the papers write it.
+    batch = ImageBatches(data.split, data.preprocessing, "host", True).__getitems__(list(range(20)))
+    logs = nn.functional.log_softmax(model(pixel_values=batch["pixel_values"]).logits, dim=1)
+    targets = (1 - smoothing) * batch["mixed_labels"] + smoothing / 10
+    loss = -(targets * logs).sum(1).mean()
+    loss.backward()
+    gradients = {n: p.grad.clone() for n, p in model.named_parameters()}
+    model.zero_grad()
+
+    trainer.train()
+    assert trainer.mean_training_loss() == pytest.approx(float(loss.detach()), abs=1e-6)
+    for name, value in trainer.model.named_parameters():
+        torch.testing.assert_close(before[name] - value, gradients[name], rtol=1e-4, atol=1e-6)
+
+
+def test_evaluation_mixes_nothing(vit: Path, tmp_path: Path) -> None:
+    def evaluate(augmentation: list[str]) -> float:
+        preprocessing = {"location": "device", "augmentation": augmentation}
+        recipe = tiny_recipe(vit, pretrained=True, preprocessing=preprocessing)
+        return make_trainer(recipe, tmp_path).evaluate()["eval_loss"]
+
+    assert evaluate([]) == evaluate(ALL)
