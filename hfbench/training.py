@@ -112,6 +112,9 @@ def cross_entropy_loss(label_smoothing: float) -> Callable[..., Tensor]:
     (transformers issue 47688); others average micro-batch means, which is wrong when these differ
     in size.
 
+    Labels are classes, (N,), or the probability of each, (N, C), where images were mixed; these are
+    smoothed all the same.
+
     Args:
         label_smoothing: In [0, 1); the Trainer's own is bypassed by a loss function.
     """
@@ -217,10 +220,23 @@ class BenchTrainer(Trainer):
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         prepared: dict[str, Any] = super()._prepare_inputs(inputs)
+        if "index" in prepared:
+            self.clock.timeline.enter("preprocessing")
+            # Only what is trained on has sample numbers.
+            loader: Any = self.callback_handler.eval_dataloader
+            source: Any = self.train_dataset if "sample" in prepared else loader.dataset
+            pixels = source.gather(prepared.pop("index"), prepared.get("partner_sample"))
+            prepared.update(pixels)
         if prepared["pixel_values"].dtype == torch.uint8:
             self.clock.timeline.enter("preprocessing")
-            sample = prepared.pop("sample", None)
-            prepared["pixel_values"] = self.preprocessing(prepared["pixel_values"], sample)
+            prepared["pixel_values"] = self.preprocessing(
+                prepared["pixel_values"],
+                prepared.pop("sample", None),
+                prepared.pop("partner_pixel_values", None),
+                prepared.pop("partner_sample", None),
+            )
+        if "mixed_labels" in prepared:
+            prepared["labels"] = prepared.pop("mixed_labels")
         return prepared
 
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
