@@ -28,7 +28,7 @@ from hfbench.ablation_plan import Configuration, Plan, full_recipes, plan_ablati
 from hfbench.ablation_result import Ablation, Measured, load_ablation
 from hfbench.errors import DeviceError, Interrupted, RecipeError, ResultError
 from hfbench.parity import FirstLoss
-from hfbench.recipe import Recipe
+from hfbench.recipe import Recipe, load_recipe
 from hfbench.result import Result, Switch, find_runs
 from hfbench.windows import Window, with_arguments
 from tests.builders import make_recipe, make_result, make_split, tiny_recipe
@@ -48,6 +48,7 @@ def test_untuned_recipe_is_measured_with_the_basic_techniques_and_says_so() -> N
         "mixed-precision",
         "accumulation-same-batch",
         "accumulation-larger-batch",
+        "memory-format",
         "all",
     ]
     assert plan.find("all").techniques == ("mixed precision", "accumulation, larger batch")
@@ -82,8 +83,9 @@ def test_all_but_one_lacks_that_one_alone() -> None:
     }
     for item in plan.attributions:
         assert plan.find(item.alone).techniques == (item.technique,)
-        if item.technique == "accumulation, same batch":
-            assert item.all_but is None  # it excludes the one that enlarges the batch
+        if item.technique in ("accumulation, same batch", "memory format"):
+            # The one excludes the accumulation that enlarges the batch; the other the recipe lacks.
+            assert item.all_but is None
             continue
         assert item.all_but is not None
         left = set(plan.find(item.all_but).techniques)
@@ -93,7 +95,7 @@ def test_all_but_one_lacks_that_one_alone() -> None:
 def test_configurations_that_come_to_the_same_are_measured_once() -> None:
     plan = plan_ablation(tiny_recipe(**TUNED))
     assert plan.find("mixed-precision").also == ("all but accumulation, larger batch",)
-    assert len({item.recipe.digest() for item in plan.configurations}) == 5
+    assert len({item.recipe.digest() for item in plan.configurations}) == 6
     one = plan_ablation(tiny_recipe(bf16=True))
     assert one.find("mixed-precision").also == ("all",)
     assert one.find("none").also == ("all but mixed precision",)
@@ -102,10 +104,48 @@ def test_configurations_that_come_to_the_same_are_measured_once() -> None:
 def test_recipes_of_full_runs_are_valid_and_name_their_baseline() -> None:
     recipes = full_recipes(plan_ablation(tiny_recipe(**TUNED)))
     assert [recipe.name for recipe in recipes][:2] == ["tiny.none", "tiny.mixed-precision"]
-    assert [recipe.baseline for recipe in recipes] == [None, *["tiny.none"] * 4]
-    assert len({recipe.digest() for recipe in recipes}) == 5
+    assert [recipe.baseline for recipe in recipes] == [None, *["tiny.none"] * 5]
+    assert len({recipe.digest() for recipe in recipes}) == 6
     with pytest.raises(RecipeError, match="at most 96"):
         full_recipes(plan_ablation(make_recipe(name="x" * 90)))
+
+
+def test_fast_recipe_is_taken_apart_into_what_it_has() -> None:
+    plan = plan_ablation(load_recipe("resnet50_cifar10_fast", ["training_args.use_cpu=true"]))
+    has = {
+        "mixed precision",
+        "larger micro-batch",
+        "memory format",
+        "device preprocessing",
+        "optimizer implementation",
+    }
+    assert set(plan.find("all").techniques) == has
+    assert {item.technique for item in plan.attributions if item.all_but} == has
+    assert {item.technique for item in plan.not_run} == {
+        "pinned memory",
+        "cuDNN benchmark",
+        "NaN filter off",
+        "evaluation batch",
+        "no checkpoints",
+    }
+    # Without any of it, it is the baseline, but for what only whole runs show or has no effect.
+    none, baseline = plan.find("none").recipe, load_recipe("resnet50_cifar10_untuned")
+    assert none.preprocessing == baseline.preprocessing
+    assert none.model.memory_format == baseline.model.memory_format
+    for name in ("bf16", "optim", "per_device_train_batch_size", "gradient_accumulation_steps"):
+        assert none.argument(name) == baseline.argument(name)
+
+
+def test_what_acts_outside_of_steps_is_ablated_by_whole_runs() -> None:
+    recipe = load_recipe("quickstart_fast")
+    (idle,) = (i for i in plan_ablation(recipe).not_run if i.technique == "no checkpoints")
+    assert idle.reason == "short windows neither evaluate nor save; --full runs do"
+    plan = plan_ablation(recipe, whole_runs=True)
+    assert plan.find("no-checkpoints").recipe.argument("save_strategy") == "no"
+    assert plan.find("all-but-no-checkpoints").recipe.argument("save_strategy") == "epoch"
+    variants = {recipe.name: recipe.variant for recipe in full_recipes(plan)}
+    assert variants.pop("quickstart_fast.none") == "untuned"
+    assert set(variants.values()) == {"fast"}
 
 
 @pytest.mark.parametrize(
@@ -191,7 +231,7 @@ def test_rounds_that_lack_a_configuration_do_not_count() -> None:
 
 def test_contribution_is_told_alone_with_the_others_and_by_their_ratio() -> None:
     plan = plan_ablation(tiny_recipe(**TUNED))
-    precision, same, larger = attribute(plan, speeds_of(measure(SPEEDS, DRIFT)))
+    precision, same, larger, _ = attribute(plan, speeds_of(measure(SPEEDS, DRIFT)))
     for item, alone, with_others in ((precision, 1.5, 1.8), (larger, 2.0, 2.4)):
         assert item.alone is not None
         assert item.with_others is not None
@@ -320,7 +360,7 @@ def test_each_round_measures_every_configuration_once_in_rotated_order(
 ) -> None:
     found, notes, _ = measured
     order = ["none", "mixed-precision", "accumulation-same-batch", "accumulation-larger-batch"]
-    order += ["all"]
+    order += ["memory-format", "all"]
     assert notes.order == [(1, name) for name in order] + [
         (2, name) for name in [*order[1:], order[0]]
     ]
@@ -344,6 +384,10 @@ def test_techniques_are_seen_to_be_applied(measured: tuple[Ablation, Notes, Path
         (seen[name]["precision"].applied, seen[name]["gradient_accumulation_steps"].applied)
         for name in ("none", "mixed-precision", "accumulation-larger-batch", "all")
     ] == [("fp32", 1), ("bf16", 1), ("fp32", 2), ("bf16", 2)]
+    formats = {name: switches["memory_format"].applied for name, switches in seen.items()}
+    assert [name for name in formats if formats[name] == "channels_last"] == ["memory-format"]
+    settings = measured[0].row("memory-format").settings
+    assert settings == {"model.memory_format": "channels_last"}
 
 
 def test_right_losses_are_not_flagged(measured: tuple[Ablation, Notes, Path]) -> None:
@@ -420,7 +464,7 @@ def test_loss_that_grows_with_accumulation_is_flagged_everywhere(
     found = ablate(tiny_recipe(**TUNED), tmp_path, steps=1, rounds=1)
     accumulating = ["accumulation-same-batch", "accumulation-larger-batch", "all"]
     assert [row.name for row in found.flagged] == accumulating
-    assert "3 of 5 configurations have a wrong first loss" in found.verdict
+    assert "3 of 6 configurations have a wrong first loss" in found.verdict
     flags = [line for line in found.findings if line.startswith("FLAGGED")]
     assert len(flags) == 3
     assert all("2 times too high" in line and "47688" in line for line in flags)
@@ -519,7 +563,7 @@ def test_whole_runs_are_compared_by_execution_time_and_accuracy(tmp_path: Path) 
     runs = full_runs(plan, seconds)
     found = record_full_runs(plan, runs, tmp_path, repeats=2, seconds=9.0, failures=failures)
     assert (found.full, found.rounds, found.finished_rounds, found.steps) == (True, 2, 0, None)
-    precision, _, larger = found.contributions
+    precision, _, larger, _ = found.contributions
     for item, alone, with_others in ((precision, 2.0, 4.0), (larger, 1.0, 2.0)):
         assert item.alone is not None
         assert item.with_others is not None

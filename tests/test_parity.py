@@ -14,7 +14,8 @@ from transformers import EfficientNetConfig
 
 from hfbench import training
 from hfbench.parity import check_first_loss, plain_first_loss
-from hfbench.recipe import Recipe
+from hfbench.recipe import ModelSection, Recipe
+from hfbench.techniques import change
 from hfbench.windows import Bench, with_arguments
 from tests.builders import TIMM, TIMM_VIT, tiny_recipe, vit_config, write_model
 
@@ -61,6 +62,42 @@ def test_right_models_are_not_flagged(kind: str, precision: str, tmp_path: Path)
     if precision == "fp32":
         assert found.tolerance == 1e-5
         assert found.found == pytest.approx(found.expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    ("kind", "setting", "value"),
+    [
+        ("timm with batch norm", "memory_format", "channels_last"),
+        ("vit", "attn_implementation", "sdpa"),
+        ("vit", "attn_implementation", "eager"),
+    ],
+)
+def test_way_of_computing_leaves_the_first_loss(
+    kind: str, setting: str, value: str, precision: str, tmp_path: Path
+) -> None:
+    model = TIMM if kind != "vit" else write_model(tmp_path, vit_config())
+    bench = Bench(tiny_recipe(model, bf16=precision == "bf16"))
+    recipe = change(bench.recipe, [(f"model.{setting}", value)])
+    found = check_first_loss(bench, recipe, precision)
+    assert found.problem is None
+    assert found.found == pytest.approx(found.expected, rel=found.tolerance)
+    assert bench.measure_window(1, 1, recipe).switches[setting].applied == value
+
+
+def test_way_of_computing_that_computes_something_else_is_flagged(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def wrong(model: nn.Module, section: ModelSection) -> None:
+        if section.memory_format == "channels_last":  # as if a kernel took filters mirrored
+            first = next(m for m in model.modules() if isinstance(m, nn.Conv2d))
+            first.weight.data = first.weight.data.flip(-1)
+
+    monkeypatch.setattr("hfbench.inputs.set_implementation", wrong)
+    bench = Bench(tiny_recipe())
+    recipe = change(bench.recipe, [("model.memory_format", "channels_last")])
+    assert check_first_loss(bench, recipe, "fp32").flagged
+    assert not check_first_loss(bench, bench.recipe, "fp32").flagged
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""All twelve CIFAR recipes run as shipped, but for two steps: from the Hub, then from the cache.
+"""All eighteen CIFAR recipes run as shipped, but for two steps: from the Hub, then from the cache.
 
 The local Hub has the five repositories under their real names: tiny models with random weights, and
 100 made-up images a split. Where a recipe cannot run on a CPU, the overrides are those that its own
@@ -31,8 +31,16 @@ RECIPES = [
     f"{model}_{dataset}_{variant}"
     for model in ("resnet50", "efficientnet_b0", "vit")
     for dataset in ("cifar10", "cifar100")
-    for variant in ("untuned", "tuned")
+    for variant in ("untuned", "tuned", "fast")
 ]
+ADVICE = {
+    "tuned": [
+        "training_args.bf16=true",
+        "training_args.fp16=false",
+        "training_args.use_cpu=true",
+    ],
+    "fast": ["training_args.use_cpu=true"],
+}
 # One data set is enough for a default run of the tests; the other half has the marker.
 SOME = [
     name if "_cifar100_" in name else pytest.param(name, marks=pytest.mark.slow) for name in RECIPES
@@ -95,13 +103,10 @@ def run_as_advised(command: WarmCommand, name: str, folder: Path) -> Done:
     """Run a recipe for two steps; if it is refused, with what the message advises."""
     arguments = ["recipe", name, TWO_STEPS]
     done = command.run(arguments, folder, timeout=120)
-    if name.endswith("_tuned"):
+    variant = name.rpartition("_")[2]
+    if variant in ADVICE:
         advice = re.findall(r"training_args\.\w+=\w+", done.refused())
-        assert sorted(advice) == [
-            "training_args.bf16=true",
-            "training_args.fp16=false",
-            "training_args.use_cpu=true",
-        ]
+        assert sorted(advice) == ADVICE[variant]
         done = command.run([*arguments, *advice], folder, timeout=120)
     return done.check()
 
@@ -123,10 +128,14 @@ def test_recipe_runs_from_the_hub(hub: Hub, online: WarmCommand, tmp_path: Path,
         for key in ("per_device_train_batch_size", "gradient_accumulation_steps")
     )
     assert result["training"]["effective_batch_size"] == batch * steps
-    tuned = name.endswith("_tuned")
-    assert steps == (4 if tuned else 1)
-    assert result["switches"]["precision"]["applied"] == ("bf16" if tuned else "fp32")
-    assert bool(re.search(r"this run ┃ +reference ┃", done.stdout)) == tuned
+    variant = name.rpartition("_")[2]
+    assert steps == (4 if variant == "tuned" else 1)
+    assert batch == (64 if "vit" not in name else 70) * (4 if variant == "fast" else 1)
+    faster = variant != "untuned"
+    assert result["switches"]["precision"]["applied"] == ("bf16" if faster else "fp32")
+    for switch in ("memory_format", "optim"):
+        assert result["switches"][switch]["reason"] is None
+    assert bool(re.search(r"this run ┃ +reference ┃", done.stdout)) == faster
 
 
 @pytest.mark.parametrize("name", SOME)
