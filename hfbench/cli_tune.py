@@ -128,13 +128,15 @@ def _observer(seconds: float) -> Observer:
 
 def _say_next(found: Tuning, recipe: str, target: Path, overrides: list[str]) -> None:
     """Print what was written, and what to do with it."""
+    from hfbench.tune_plan import setting_of
     from hfbench.tune_result import measurements_file
 
     print(f"Wrote {target}; its measurements are in {measurements_file(target)}")
     if not found.taken:
         print(f"It is {found.recipe.name} under another name.")
         return
-    changed = {name for trial in found.taken for name in trial.settings}
+    settings = {name for trial in found.taken for name in trial.settings}
+    changed = {n for n in settings if setting_of(found.recipe, n) != setting_of(found.best, n)}
     kept = [word for word in overrides if word.partition("=")[0] not in changed]
     words = ["hfbench", "suite", recipe, str(target), "--repeats", "3", *kept]
     print(f"Whether whole runs are faster, and as accurate: {shlex.join(words)}")

@@ -13,7 +13,7 @@ from hfbench.tune_plan import ROUNDING, SAME_NUMBERS
 from hfbench.tune_result import Trial, Tuning
 
 _MISSING = "–"
-_RATIO_WIDTH = 12  # of an interval, below its ratio: fixed, so that 80 columns are enough
+_RATIO_WIDTH = 13  # of an interval, below its ratio: fixed, so that 80 columns are enough
 _STYLES = {"taken": "green", "slower": "red"}
 _RESULTS = {SAME_NUMBERS: "same", ROUNDING: "rounding", "": _MISSING}
 

@@ -45,7 +45,7 @@ def describe_search(
         [item.window for item in search.final if item.candidate is candidate]
         for candidate in (False, True)
     ]
-    start = mean_speed(sides[0] or [search.first])
+    start = mean_speed(sides[0] or [search.windows.first])
     best = mean_speed(sides[1] or [search.windows.latest])
     return Tuning(
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -25,8 +25,8 @@ from hfbench.tune_result import Measured, Trial
 from hfbench.tune_windows import Budget, Measure, Windows
 from hfbench.windows import Window
 
-_BLOCKS = 2  # of a candidate that may be faster; A B B A each
-_FINAL_BLOCKS = 4  # of the end, two of which are reserved
+_FINAL_BLOCKS = 4  # A B B A each, of the start and the best
+_RESERVED_BLOCKS = 2  # of them; the others only if there is time left
 _WORTH_MORE = 1.01  # a gain below this is not looked into further
 
 
@@ -52,7 +52,6 @@ class Search:
         best: The fastest so far.
         trials: Candidates in the order of measuring.
         windows: How they are measured.
-        first: The first window of the start.
         final: Windows of the start and of the best, measured at the end.
         speedup: What they say.
     """
@@ -79,7 +78,6 @@ class Search:
         self.start = self.best = recipe
         self.trials: list[Trial] = []
         self.windows = Windows(measure, budget)
-        self.first: Window
         self.final: list[Measured] = []
         self.speedup: Ratio | None = None
         self._subject, self._budget, self._memory = subject, budget, memory
@@ -93,11 +91,10 @@ class Search:
         """
         while not self._measure_start():
             pass
-        self.first = self.windows.latest
         techniques = list_techniques(self._budget.larger_batch).values()
         count = sum(len(list(offers(self.best, self._subject))) for offers in techniques)
         self.windows.plan(count)
-        self._observer.planned(count, self.windows.window_seconds, self.first)
+        self._observer.planned(count, self.windows.window_seconds, self.windows.first)
 
     def explore(self) -> None:
         """Try every technique in turn, each on top of the best so far."""
@@ -122,9 +119,9 @@ class Search:
             return
         self._observer.confirming()
         for _ in range(_FINAL_BLOCKS):
-            if self.final and not self.windows.has_time(blocks=1):
+            if self.final and not self.windows.has_time(blocks=0, final_blocks=1):
                 break
-            self.windows.run_block(self.start, self.best, self.final)
+            self.windows.run_block(self.start, self.best, self.windows.first, self.final)
         self.speedup = ratio_of(self.final)
         if self.speedup is not None and self.speedup.value <= 1:
             self.best = self.start
@@ -202,18 +199,21 @@ class Search:
             if room is not None and needed > room:
                 why = f"needs about {needed:.0f} MiB, {room:.0f} MiB are available"
                 return {"outcome": "would not fit", "reason": why}
-        if not self.windows.has_time(blocks=1 + _BLOCKS):  # those of the end are reserved
+        if not self._has_time():
             return {"reason": f"no time left of {self._budget.seconds:.0f} s; more --seconds"}
         return None
 
     def _measure_pairs(self, recipe: Recipe, windows: list[Measured]) -> None:
         """Measure one block; a second one where it may show a gain."""
-        self.windows.run_block(self.best, recipe, windows)
+        self.windows.run_block(self.best, recipe, self.windows.latest, windows)
         ratio = ratio_of(windows)
         if ratio is None or ratio.low is None or ratio.value < _WORTH_MORE or ratio.low > 1:
             return
-        if self.windows.has_time(blocks=1 + _BLOCKS):
-            self.windows.run_block(self.best, recipe, windows)
+        if self._has_time():
+            self.windows.run_block(self.best, recipe, self.windows.latest, windows)
+
+    def _has_time(self) -> bool:
+        return self.windows.has_time(blocks=1, final_blocks=_RESERVED_BLOCKS)
 
     def _record(self, trial: Trial) -> None:
         self.trials.append(trial)

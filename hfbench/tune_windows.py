@@ -19,13 +19,14 @@ Measure = Callable[[int, int, Recipe], Window]  # as `Bench.measure_window`
 
 _BATCH, _STEPS = "per_device_train_batch_size", "gradient_accumulation_steps"
 _PILOT_BATCH = 4
-_UPDATE_SHARE = 0.02  # of the time, for one optimizer step: some fifty are made
+_UPDATE_SHARE = 0.01  # of the time, for one optimizer step: about a hundred are made
+_QUICK_SECONDS = 0.25  # of an optimizer step that is never made smaller
 _LONGEST_SECONDS = 5.0  # of a window
 _FEWEST_STEPS = 2
-_SLOW_SECONDS = 0.5  # a step that takes longer needs no second one to warm up
+_SLOW_SECONDS = 0.5  # of a step that needs no second one, neither to warm up nor to measure
 _BLOCK = (False, True, True, False)  # whether the candidate's: a drift hits both sides alike
 _PLANNED_WINDOWS = 7  # of a candidate: one block, some need two
-_HOPELESS = 0.8  # a candidate that makes less than this in its first pair is not measured again
+_HOPELESS = 2 / 3  # a candidate that makes less than this in its first pair is not measured again
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Windows:
     Attributes:
         measured_batch: Images of a batch if it has to be smaller to be measured in time.
         window_seconds: Length of a window.
+        first: The first window of the start.
         latest: The latest window of the best recipe so far.
     """
 
@@ -61,6 +63,7 @@ class Windows:
         """
         self.measured_batch: int | None = None
         self.window_seconds = 0.0
+        self.first: Window
         self.latest: Window
         self._measure, self._budget = measure, budget
         self._deadline = budget.clock() + budget.seconds
@@ -76,7 +79,7 @@ class Windows:
         Raises:
             Exception: That `is_out_of_memory` knows, if it does not fit.
         """
-        affordable = self._budget.seconds * _UPDATE_SHARE
+        affordable = max(self._budget.seconds * _UPDATE_SHARE, _QUICK_SECONDS)
         batch, steps = micro_batch_of(start), accumulation_of(start)
         size, fits = 0, min(batch, _PILOT_BATCH)
         while size < fits and (size == 0 or 1.5 * size < fits < batch):
@@ -90,29 +93,38 @@ class Windows:
         too_long = window.seconds * steps > affordable and steps > 1
         self.measured_batch = fits if fits < batch or too_long else None
         self.latest = window
-        self.latest = self._run(start, _FEWEST_STEPS)
+        self.first = self.latest = self._run(start, self._fewest_steps)
 
     def plan(self, candidates: int) -> None:
         """Choose how long windows are, so that about so many candidates can be measured."""
         windows = _PLANNED_WINDOWS * candidates + 2 * len(_BLOCK)
-        each = (self._deadline - self._budget.clock()) / windows - self._cost_beside()
-        shortest = _FEWEST_STEPS * self.latest.seconds_per_step
+        each = (self._deadline - self._budget.clock()) / windows - self._cost_beside(self.first)
+        shortest = self._fewest_steps * self.latest.seconds_per_step
         self.window_seconds = max(min(each, _LONGEST_SECONDS), shortest)
 
-    def has_time(self, blocks: int) -> bool:
-        """Tell whether so many more blocks fit."""
-        each = self.window_seconds + self._cost_beside()
-        return self._budget.clock() + blocks * len(_BLOCK) * each <= self._deadline
+    def has_time(self, blocks: int, final_blocks: int = 0) -> bool:
+        """Tell whether there is time for more.
 
-    def run_block(self, best: Recipe, candidate: Recipe, windows: list[Measured]) -> None:
+        Args:
+            blocks: Of the best so far and a candidate.
+            final_blocks: Of the start and the best.
+        """
+        now, first = (self.window_seconds + self._cost_beside(w) for w in (self.latest, self.first))
+        needed = len(_BLOCK) * (blocks * now + final_blocks * first)
+        return self._budget.clock() + needed <= self._deadline
+
+    def run_block(
+        self, best: Recipe, candidate: Recipe, pace: Window, windows: list[Measured]
+    ) -> None:
         """Measure A B B A, and only A B if the candidate is far behind.
 
         Args:
             best: A.
             candidate: B; sees as many images.
+            pace: An earlier window of A.
             windows: Are added here, one by one.
         """
-        steps = max(_FEWEST_STEPS, math.ceil(self.window_seconds / self.latest.seconds_per_step))
+        steps = max(self._fewest_steps, math.ceil(self.window_seconds / pace.seconds_per_step))
         for is_candidate in _BLOCK:
             recipe = candidate if is_candidate else best
             own = steps_of(self.as_measured(recipe), self.as_measured(best), steps)
@@ -127,19 +139,27 @@ class Windows:
             return recipe
         return with_arguments(recipe, **{_BATCH: self.measured_batch, _STEPS: 1})
 
+    @property
+    def _is_slow(self) -> bool:
+        return self.latest.seconds_per_step > _SLOW_SECONDS
+
+    @property
+    def _fewest_steps(self) -> int:
+        return 1 if self._is_slow else _FEWEST_STEPS
+
     def _run(self, recipe: Recipe, steps: int) -> Window:
         started = self._budget.clock()
         warmup = warmup_steps_of(recipe)
-        if self.latest.seconds_per_step > _SLOW_SECONDS and not recipe.argument("torch_compile"):
+        if self._is_slow and not recipe.argument("torch_compile"):
             warmup = 1
         window = self._measure(steps, warmup, self.as_measured(recipe))
         inside = (steps + warmup) * window.seconds_per_step
         self._overhead = max(self._budget.clock() - started - inside, 0.0)
         return window
 
-    def _cost_beside(self) -> float:
+    def _cost_beside(self, window: Window) -> float:
         """Return what a window costs beside its measured steps."""
-        return self.latest.warmup_steps * self.latest.seconds_per_step + self._overhead
+        return window.warmup_steps * window.seconds_per_step + self._overhead
 
 
 def _small(recipe: Recipe, size: int) -> Recipe:
