@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from hfbench.cli_options import AsJson, OutputDir, Overrides, print_json, show
+from hfbench.cli_options import AsJson, OutputDir, Overrides, print_json, show, uncollected
 from hfbench.cli_studies import studies
 from hfbench.cli_tune import tuning
 from hfbench.errors import HfbenchError, Interrupted
@@ -114,10 +114,11 @@ def recipe_command(
     A finished run is not run again; with push_to_hub it is then only pushed. Ctrl-C saves a
     checkpoint, --resume goes on.
     """
-    from hfbench.recipe import load_recipe
+    with uncollected():
+        from hfbench.recipe import load_recipe
 
-    loaded = load_recipe(recipe, overrides or [])
-    from hfbench.runner import run_recipe
+        loaded = load_recipe(recipe, overrides or [])
+        from hfbench.runner import run_recipe
 
     # Trainer prints its log to stdout; with --json that belongs to the result alone.
     with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():

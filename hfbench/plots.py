@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 from sklearn.metrics import confusion_matrix
 
 _NAMED_CLASSES = 20  # more names than this cannot be read along an axis
@@ -22,6 +21,8 @@ def plot_curves(log_file: Path, title: str, path: Path) -> None:
         title: Above the picture.
         path: PNG to write.
     """
+    from matplotlib.figure import Figure  # takes 0.4 s, for which training need not wait
+
     entries = [json.loads(line) for line in log_file.read_text("utf-8").splitlines()]
     figure = Figure(figsize=(8, 3.2), layout="constrained")
     losses, accuracies = figure.subplots(1, 2)
@@ -53,6 +54,8 @@ def plot_confusion(
         label_names: Name of each class.
         path: PNG to write.
     """
+    from matplotlib.figure import Figure
+
     classes = len(label_names)
     counts = confusion_matrix(labels, predictions, labels=range(classes))
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
