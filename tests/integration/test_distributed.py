@@ -28,7 +28,7 @@ from tests.integration.commands import (
 DATA = (
     "dataset.max_train_samples=64",
     "dataset.max_eval_samples=101",
-    "preprocessing.augmentation=[]",
+    'preprocessing.augmentation=["random_crop","horizontal_flip","color","cutout","mixup","cutmix"]',
     "training_args.num_train_epochs=2",
     "training_args.per_device_eval_batch_size=8",
     "training_args.optim=sgd",
