@@ -7,11 +7,13 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from hfbench.environment import describe_environment
 from hfbench.errors import Interrupted
 from hfbench.recipe import Recipe
+from hfbench.tune_evaluation import explore_evaluation, measure_evaluation
 from hfbench.tune_memory import MemoryForecast, resident_mib
 from hfbench.tune_outcome import describe_search
 from hfbench.tune_plan import describe_subject, say_inapplicable
@@ -94,6 +96,8 @@ def _search(
     try:
         search.explore()
         search.confirm()
+        evaluate = partial(measure_evaluation, bench)
+        explore_evaluation(search, evaluate, len(bench.inputs.test))
     except KeyboardInterrupt:
         stopped = True
     tuning = describe_search(
@@ -108,7 +112,7 @@ def _search(
     write_tuning(tuning, output)
     if stopped:
         raise Interrupted(
-            f"Stopped after {len(tuning.trials)} candidates; the best so far is in {output}, what "
+            f"Stopped; candidates measured: {len(tuning.trials)}. The best so far is in {output}, what "
             f"was measured in {measurements_file(output)}."
         )
     return tuning

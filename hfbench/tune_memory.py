@@ -10,7 +10,7 @@ import torch
 from hfbench.windows import Window
 
 _RESERVE = 0.1  # of the memory that is free, for everything else on the machine
-_MARGIN = 1.2  # on the growth: allocators do not grow evenly
+MARGIN = 1.2  # on the growth: allocators do not grow evenly
 _CGROUP = Path("/sys/fs/cgroup")
 _SAYS_NO_MEMORY = ("allocate memory", "not enough memory", "out of memory")
 
@@ -47,7 +47,7 @@ class MemoryForecast:
             wanted: Images of the micro-batch in question.
         """
         growth = max(peak_mib - self._base, 0.0) / images
-        return peak_mib + _MARGIN * growth * (wanted - images)
+        return peak_mib + MARGIN * growth * (wanted - images)
 
     def room(self) -> float | None:
         """Return the memory (MiB) that training may take; ``None`` if torch will say it."""

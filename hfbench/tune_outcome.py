@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from datetime import UTC, datetime
 
 from hfbench.environment import Environment
@@ -15,7 +16,7 @@ from hfbench.tune_plan import (
     accumulation_of,
     micro_batch_of,
 )
-from hfbench.tune_result import BEST, Tuning
+from hfbench.tune_result import BEST, EVALUATION, Tuning
 from hfbench.tune_search import Search
 from hfbench.verdict import FASTER, judge_speed
 
@@ -58,7 +59,7 @@ def describe_search(
         window_seconds=search.windows.window_seconds,
         speedup=search.speedup,
         start_samples_per_second=start,
-        best_samples_per_second=start if search.best == search.start else best,
+        best_samples_per_second=best if _list_taken(search, evaluation=False) else start,
         trials=search.trials,
         not_applicable=not_applicable,
         final_windows=search.final,
@@ -70,9 +71,9 @@ def describe_search(
 
 def name_best(search: Search, recipe: Recipe, environment: Environment) -> Recipe:
     """Return the best as a recipe of its own, whose baseline is the one that was given."""
-    changes = _list_taken(search)
+    changes = "; ".join(filter(None, (_list_taken(search, which) for which in (False, True))))
     if changes:
-        gained = f", {search.speedup} as fast" if search.speedup else ""
+        gained = f"; training {search.speedup} as fast" if search.speedup else ""
         said = f"{recipe.name} with what hfbench tune found to pay: {changes}{gained}"
     else:
         said = f"{recipe.name} as it is: hfbench tune found nothing that pays"
@@ -89,30 +90,36 @@ def name_best(search: Search, recipe: Recipe, environment: Environment) -> Recip
     )
 
 
-def _list_taken(search: Search) -> str:
+def _list_taken(search: Search, evaluation: bool) -> str:
+    """Write what was taken, of a technique the last: of training, or of evaluation."""
     last = {t.technique: t.detail for t in search.trials if t.outcome == "taken"}
-    parts = [f"{technique} {detail}" for technique, detail in last.items()]
-    if search.start != search.best and not parts:
-        return ""
-    return "; ".join(parts)
+    names = [name for name in last if (name == EVALUATION) == evaluation]
+    return "; ".join(f"{name} {last[name]}" for name in names)
 
 
 def _say_sentence(search: Search, recipe: Recipe) -> str:
-    name, changes, speedup = recipe.name, _list_taken(search), search.speedup
+    said = _say_training(search, recipe)
+    gained = math.prod(
+        trial.ratio.value
+        for trial in search.trials
+        if trial.technique == EVALUATION and trial.outcome == "taken" and trial.ratio
+    )
+    changes = _list_taken(search, evaluation=True)
+    return f"{said} Evaluation: {gained:.2f}× with {changes}." if changes else said
+
+
+def _say_training(search: Search, recipe: Recipe) -> str:
+    name, changes, speedup = recipe.name, _list_taken(search, evaluation=False), search.speedup
+    if not changes and speedup is not None:
+        return f"Nothing pays: what was taken at first gained nothing all together ({speedup})."
+    if not changes and any(trial.windows for trial in search.trials):
+        return f"Nothing that was tried is faster beyond noise than {name} as it is."
     if not changes:
-        if speedup is not None:
-            return f"Nothing pays: what was taken at first gained nothing all together ({speedup})."
-        measured = any(trial.windows for trial in search.trials)
-        return (
-            f"Nothing that was tried is faster beyond noise than {name} as it is."
-            if measured
-            else "No candidate could be measured."
-        )
+        return "No candidate could be measured."
     if speedup is None:
         return f"Faster one by one, not measured together: {changes}."
-    if judge_speed(speedup.interval) != FASTER:
-        return f"Undecided: {speedup} images per second of {name}, with {changes}."
-    return f"{speedup} images per second of {name}, with {changes}."
+    undecided = "" if judge_speed(speedup.interval) == FASTER else "Undecided: "
+    return f"{undecided}{speedup} images per second of {name}, with {changes}."
 
 
 def _say_notes(search: Search, recipe: Recipe, stopped: bool) -> list[str]:
@@ -136,7 +143,7 @@ def _say_notes(search: Search, recipe: Recipe, stopped: bool) -> list[str]:
         notes.append(f"learning_rate was left alone; {CHECK_BATCH.partition(':')[0]} needs others.")
     left = sum(trial.outcome == "not measured" for trial in search.trials)
     if left:
-        notes.append(f"{left} candidates were not measured; more --seconds measures more.")
+        notes.append(f"Candidates not measured: {left}; more --seconds measures more.")
     if stopped:
         notes.append("Stopped before the end: the best was not measured against the start.")
     return notes

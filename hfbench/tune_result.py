@@ -15,6 +15,7 @@ from hfbench.result import write_json
 from hfbench.windows import Window
 
 TUNING_VERSION = 1
+EVALUATION = "evaluation batch"  # the one technique that does not change training
 BEST = "_best"  # what the new recipe's name ends in
 _MEASUREMENTS = ".measurements.json"
 

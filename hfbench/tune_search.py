@@ -25,7 +25,8 @@ from hfbench.tune_result import Measured, Trial
 from hfbench.tune_windows import Budget, Measure, Windows
 from hfbench.windows import Window
 
-_FINAL_BLOCKS = 4  # A B B A each, of the start and the best
+_BLOCKS = 3  # A B B A each, of a candidate that may be faster
+_FINAL_BLOCKS = 4  # of the start and the best
 _RESERVED_BLOCKS = 2  # of them; the others only if there is time left
 _WORTH_MORE = 1.01  # a gain below this is not looked into further
 
@@ -52,6 +53,7 @@ class Search:
         best: The fastest so far.
         trials: Candidates in the order of measuring.
         windows: How they are measured.
+        memory: Says what would not fit.
         final: Windows of the start and of the best, measured at the end.
         speedup: What they say.
     """
@@ -80,7 +82,8 @@ class Search:
         self.windows = Windows(measure, budget)
         self.final: list[Measured] = []
         self.speedup: Ratio | None = None
-        self._subject, self._budget, self._memory = subject, budget, memory
+        self.memory = memory
+        self._subject, self._budget = subject, budget
         self._observer = observer or Observer()
 
     def prepare(self) -> None:
@@ -107,7 +110,7 @@ class Search:
                     self.best = tried[-1]
                 mine = [w for w in trial.windows if w.candidate == (trial.outcome == "taken")]
                 self.windows.latest = mine[-1].window if mine else self.windows.latest
-                self._record(trial)
+                self.record(trial)
 
     def confirm(self) -> None:
         """Measure the best against the start, in windows that chose nothing.
@@ -130,7 +133,7 @@ class Search:
     def _measure_start(self) -> bool:
         """Measure the start; if it does not fit into memory, make its micro-batches smaller."""
         try:
-            self.windows.measure_start(self.start, self._memory)
+            self.windows.measure_start(self.start, self.memory)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -153,7 +156,7 @@ class Search:
             outcome="out of memory",
             reason=message,
         )
-        self._record(trial)
+        self.record(trial)
         self.start = self.best = smaller[0]
         return False
 
@@ -194,8 +197,8 @@ class Search:
             if batch is not None:
                 return {"reason": f"there is time for batches of {batch} only; more --seconds"}
             now, wanted = micro_batch_of(self.best), candidate.settings[BATCH]
-            room = self._memory.room() if wanted > now else None
-            needed = self._memory.estimate(now, peak_mib(self.windows.latest), wanted)
+            room = self.memory.room() if wanted > now else None
+            needed = self.memory.estimate(now, peak_mib(self.windows.latest), wanted)
             if room is not None and needed > room:
                 why = f"needs about {needed:.0f} MiB, {room:.0f} MiB are available"
                 return {"outcome": "would not fit", "reason": why}
@@ -204,18 +207,20 @@ class Search:
         return None
 
     def _measure_pairs(self, recipe: Recipe, windows: list[Measured]) -> None:
-        """Measure one block; a second one where it may show a gain."""
-        self.windows.run_block(self.best, recipe, self.windows.latest, windows)
-        ratio = ratio_of(windows)
-        if ratio is None or ratio.low is None or ratio.value < _WORTH_MORE or ratio.low > 1:
-            return
-        if self._has_time():
+        """Measure one block, and more as long as they may show a gain."""
+        for number in range(_BLOCKS):
+            if number and not self._has_time():
+                return
             self.windows.run_block(self.best, recipe, self.windows.latest, windows)
+            ratio = ratio_of(windows)
+            if ratio is None or ratio.low is None or ratio.value < _WORTH_MORE or ratio.low > 1:
+                return
 
     def _has_time(self) -> bool:
         return self.windows.has_time(blocks=1, final_blocks=_RESERVED_BLOCKS)
 
-    def _record(self, trial: Trial) -> None:
+    def record(self, trial: Trial) -> None:
+        """Keep what became of a candidate."""
         self.trials.append(trial)
         self._observer.tried(trial)
 

@@ -19,6 +19,7 @@ Measure = Callable[[int, int, Recipe], Window]  # as `Bench.measure_window`
 
 _BATCH, _STEPS = "per_device_train_batch_size", "gradient_accumulation_steps"
 _PILOT_BATCH = 4
+_EVALUATION_SHARE = 0.1  # of the time, for evaluations at the end
 _UPDATE_SHARE = 0.01  # of the time, for one optimizer step: about a hundred are made
 _QUICK_SECONDS = 0.25  # of an optimizer step that is never made smaller
 _LONGEST_SECONDS = 5.0  # of a window
@@ -66,7 +67,8 @@ class Windows:
         self.first: Window
         self.latest: Window
         self._measure, self._budget = measure, budget
-        self._deadline = budget.clock() + budget.seconds
+        self._end = budget.clock() + budget.seconds
+        self._deadline = self._end - _EVALUATION_SHARE * budget.seconds
         self._overhead = 0.0  # of a window: building a trainer, and what it frees
 
     def measure_start(self, start: Recipe, memory: MemoryForecast) -> None:
@@ -112,6 +114,10 @@ class Windows:
         now, first = (self.window_seconds + self._cost_beside(w) for w in (self.latest, self.first))
         needed = len(_BLOCK) * (blocks * now + final_blocks * first)
         return self._budget.clock() + needed <= self._deadline
+
+    def has_seconds(self, seconds: float) -> bool:
+        """Tell whether there is as much time left, that for evaluations included."""
+        return self._budget.clock() + seconds <= self._end
 
     def run_block(
         self, best: Recipe, candidate: Recipe, pace: Window, windows: list[Measured]

@@ -16,7 +16,8 @@ from hfbench.errors import DeviceError, Interrupted, ResultError
 from hfbench.recipe import Recipe, load_recipe
 from hfbench.tune import tune
 from hfbench.tune_decision import decide, ratio_of
-from hfbench.tune_memory import MemoryForecast
+from hfbench.tune_evaluation import explore_evaluation, measure_evaluation
+from hfbench.tune_memory import MemoryForecast, resident_mib
 from hfbench.tune_outcome import describe_search
 from hfbench.tune_plan import (
     LARGER_BATCH,
@@ -30,7 +31,7 @@ from hfbench.tune_plan import (
 from hfbench.tune_result import Measured, Trial, Tuning, check_output, measurements_file
 from hfbench.tune_search import Observer, Search
 from hfbench.tune_windows import Budget
-from hfbench.windows import Window, with_arguments
+from hfbench.windows import Bench, Window, with_arguments
 from tests.builders import make_recipe, make_result, tiny_recipe
 
 CPU = Subject("cpu", 2, images=1000, convolutional=True, batch_norm=False, attention=None)
@@ -194,8 +195,8 @@ def test_techniques_are_tried_in_order_each_on_top_of_the_best_so_far() -> None:
 
 
 def test_noise_is_not_taken() -> None:
-    # Nothing gains anything. One candidate in forty may be taken after two pairs, and one in forty
-    # after four; what is taken has to show in the end too.
+    # Nothing gains anything. After two, four and six pairs one candidate in forty each may look
+    # faster, and only if it does in the end too it stays.
     bench = FakeBench({}, noise=0.05)
     outcomes: list[str] = []
     for _ in range(50):
@@ -410,6 +411,66 @@ def test_slow_machine_is_measured_in_smaller_batches() -> None:
     assert any("Measured on batches of 2" in note for note in _describe(search).notes)
 
 
+class FakeEvaluation:
+    """Evaluations whose speed depends on the batch."""
+
+    def __init__(self, speeds: dict[int, float], mib_per_image: float = 1.0) -> None:
+        self.speeds, self.mib_per_image = speeds, mib_per_image
+        self.batches: list[int] = []
+
+    def __call__(self, images: int, recipe: Recipe) -> Window:
+        """Do what `measure_evaluation` does."""
+        batch = int(recipe.argument("per_device_eval_batch_size"))
+        self.batches.append(batch)
+        if batch not in self.speeds:
+            raise torch.OutOfMemoryError("CUDA out of memory.\nmore")
+        return make_window(self.speeds[batch], 1, images, resident_mib() + 10.0 * batch)
+
+
+def test_evaluation_batch_is_doubled_while_that_is_faster() -> None:
+    search = make_search(FakeBench({}))
+    search.prepare()
+    evaluate = FakeEvaluation({10: 80.0, 20: 100.0, 40: 150.0, 80: 180.0})
+    explore_evaluation(search, evaluate, images=200)
+    assert [(t.detail, t.outcome, t.reason) for t in search.trials] == [
+        ("40 images", "taken", ""),
+        ("80 images", "taken", ""),
+        ("160 images", "out of memory", "CUDA out of memory."),
+    ]
+    assert search.best.argument("per_device_eval_batch_size") == 80
+    assert micro_batch_of(search.best) == 8
+    tuning = _describe(search)
+    assert tuning.sentence.endswith("Evaluation: 1.80× with evaluation batch 80 images.")
+    assert "evaluation batch 80 images" in tuning.best.description
+    assert tuning.best_samples_per_second == tuning.start_samples_per_second  # of training
+
+
+def test_evaluation_batch_is_halved_where_that_is_faster_and_never_above_the_test_images() -> None:
+    search = make_search(FakeBench({}))
+    search.prepare()
+    explore_evaluation(search, FakeEvaluation({10: 130.0, 5: 100.0, 20: 100.0}), images=39)
+    assert [(t.detail, t.outcome) for t in search.trials] == [
+        ("10 images", "taken"),
+        ("5 images", "slower"),
+    ]
+
+
+def test_evaluation_batch_that_would_not_fit_is_not_started() -> None:
+    search = make_search(FakeBench({}), limit_mib=100.0)
+    search.prepare()
+    evaluate = FakeEvaluation({10: 100.0, 20: 100.0, 40: 200.0})
+    explore_evaluation(search, evaluate, images=200)
+    assert [t.outcome for t in search.trials] == ["would not fit", "no gain shown"]
+    assert 40 not in evaluate.batches
+
+
+def test_evaluation_is_measured_on_as_many_test_images_as_asked_for() -> None:
+    recipe = tiny_recipe(per_device_eval_batch_size=8)
+    window = measure_evaluation(Bench(recipe), 12, recipe)
+    assert (window.samples, window.steps) == (12, 2)
+    assert window.seconds > 0
+
+
 def test_what_gains_nothing_all_together_is_taken_back() -> None:
     bench = FakeBench({("training_args.bf16", True): 1.5})
     search = make_search(bench)
@@ -498,7 +559,7 @@ def test_ctrl_c_writes_the_best_so_far(tmp_path: Path) -> None:
             raise KeyboardInterrupt
 
     output = tmp_path / "best.json"
-    with pytest.raises(Interrupted, match="Stopped after 1 candidates; the best so far is in"):
+    with pytest.raises(Interrupted, match="Stopped; candidates measured: 1. The best so far is in"):
         tune(tiny_recipe(), output, seconds=5, observer=Stop())
     assert load_recipe(output).name == "tiny_best"
     content = json.loads(measurements_file(output).read_text("utf-8"))

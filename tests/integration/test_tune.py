@@ -113,5 +113,5 @@ def test_ctrl_c_keeps_the_best_so_far(warm: WarmCommand, tmp_path: Path) -> None
     done = running.wait()
     assert done.exit_code == 130
     assert "Traceback" not in done.stderr
-    assert f"the best so far is in {FILE}" in done.stderr
+    assert f"The best so far is in {FILE}" in done.stderr
     assert json.loads((tmp_path / BESIDE).read_text("utf-8"))["stopped"] is True
