@@ -26,16 +26,16 @@ class Bin:
     accuracy: float | None
 
 
-def reliability(probability: np.ndarray, labels: np.ndarray, bins: int = BINS) -> list[Bin]:
+def reliability(confidence: np.ndarray, right: np.ndarray, bins: int = BINS) -> list[Bin]:
     """Sort images into bins of equal width by the probability of their predicted class.
 
     Args:
-        probability: float, (N, C).
-        labels: int, (N,).
+        confidence: float, (N,): that probability.
+        right: bool, (N,): whether the predicted class is the true one.
         bins: Number of bins over (0, 1].
     """
-    confidence, place = place_in_bins(probability, bins)
-    right = np.asarray(probability).argmax(axis=1) == np.asarray(labels)
+    confidence = np.asarray(confidence, dtype=np.float64)
+    place = place_in_bins(confidence, bins)
     found = []
     for number in range(bins):
         inside = place == number
@@ -52,14 +52,14 @@ def reliability(probability: np.ndarray, labels: np.ndarray, bins: int = BINS) -
     return found
 
 
-def place_in_bins(probability: np.ndarray, bins: int = BINS) -> tuple[np.ndarray, np.ndarray]:
-    """Return the confidence of each image and the number of its bin, both (N,)."""
-    confidence = np.asarray(probability, dtype=np.float64).max(axis=1)
+def place_in_bins(confidence: np.ndarray, bins: int = BINS) -> np.ndarray:
+    """Return the number of each image's bin, (N,), by its confidence, float64, (N,)."""
     # Bins are closed above, as in the paper: a probability of 1 belongs to the last one.
-    return confidence, np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    place: np.ndarray = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    return place
 
 
-def calibration_error(probability: np.ndarray, labels: np.ndarray, bins: int = BINS) -> float:
+def calibration_error(confidence: np.ndarray, right: np.ndarray, bins: int = BINS) -> float:
     """Return the expected calibration error, a share in [0, 1].
 
     The mean over images of how far the accuracy of their bin is from its mean confidence: Guo,
@@ -67,12 +67,12 @@ def calibration_error(probability: np.ndarray, labels: np.ndarray, bins: int = B
     their 15 bins.
 
     Args:
-        probability: float, (N, C); N at least 1.
-        labels: int, (N,).
+        confidence: float, (N,): probability of the predicted class; N at least 1.
+        right: bool, (N,): whether the predicted class is the true one.
         bins: Number of bins over (0, 1].
     """
     total = 0.0
-    for found in reliability(probability, labels, bins):
+    for found in reliability(confidence, right, bins):
         if found.accuracy is not None and found.confidence is not None:
             total += found.count * abs(found.accuracy - found.confidence)
-    return total / len(labels)
+    return total / len(right)

@@ -32,9 +32,8 @@ from hfbench.result import (
 )
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from hfbench.data import ImageSplit
+    from hfbench.scores import Scores
 
 _ENVIRONMENT_FILE = "environment.json"  # beside the checkpoints, and gone with them
 _LOCK_FILE = ".lock"
@@ -278,22 +277,23 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return None
 
 
-def save_predictions(path: Path, test: ImageSplit, logits: np.ndarray) -> None:
+def save_predictions(path: Path, test: ImageSplit, scores: Scores) -> None:
     """Write ``predictions.npz``, in the order of the data set.
 
-    It holds for each test image ``index`` (its position in the split), ``label``, ``prediction``
-    and ``probability``, the latter float32 of shape (N, C).
+    It holds for each test image ``index`` (its position in the split), ``label``, ``prediction``,
+    ``probability`` (of the predicted class), ``label_probability`` (of the true one) and ``top``
+    (the five most probable classes, best first, or all if they are fewer).
     """
     import numpy as np
-
-    from hfbench.metrics import probabilities
 
     partial = path.with_name(f".{path.name}")
     np.savez_compressed(
         partial,
         index=test.index.numpy(),
         label=test.labels.numpy(),
-        prediction=logits.argmax(axis=1).astype(np.int64),
-        probability=probabilities(logits).astype(np.float32),
+        prediction=scores.prediction,
+        probability=scores.probability,
+        label_probability=np.exp(scores.log_probability),
+        top=scores.top,
     )
     partial.replace(path)

@@ -31,6 +31,7 @@ from hfbench.models import (
 )
 from hfbench.preprocessing import Preprocessing
 from hfbench.recipe import EMBEDDED_DATASETS, Recipe, local_path
+from hfbench.scores import Scores
 from hfbench.sources import load_splits
 from hfbench.training import BenchTrainer, build_trainer
 
@@ -157,8 +158,8 @@ def has_labels(recipe: Recipe) -> bool:
 
 def _compute_metrics(label_names: list[str]) -> Any:
     def compute(prediction: EvalPrediction) -> dict[str, float]:
-        logits, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
-        found = metrics.score(logits, labels, label_names)
+        scores, labels = Scores.unpack(prediction.predictions), np.asarray(prediction.label_ids)
+        found = metrics.score(scores, labels, label_names)
         names = {"accuracy", "f1_macro", "f1_weighted", "top5_accuracy"}
         values = found.model_dump(include=names)
         return {name: value for name, value in values.items() if value is not None}

@@ -13,13 +13,12 @@ from typing import Any
 import datasets
 import evaluate
 import numpy as np
-import torch
-from sklearn.metrics import accuracy_score, f1_score, top_k_accuracy_score
+from sklearn.metrics import accuracy_score, f1_score
 
 from hfbench.calibration import calibration_error
 from hfbench.result import SplitMetrics
+from hfbench.scores import Scores
 
-TOP_K = 5
 TOP_K_FROM = 20  # with fewer classes the top five say little
 
 
@@ -62,37 +61,33 @@ class TopK(evaluate.Metric):  # type: ignore[misc]
     """Share of images whose class is among the five most probable."""
 
     def _info(self) -> evaluate.MetricInfo:
-        return _info(self.__doc__, predictions=datasets.Sequence(datasets.Value("float32")))
+        return _info(self.__doc__, predictions=datasets.Sequence(datasets.Value("int64")))
 
     def _compute(
-        self, predictions: Sequence[Sequence[float]], references: Sequence[int]
+        self, predictions: Sequence[Sequence[int]], references: Sequence[int]
     ) -> dict[str, float]:
-        scores = np.asarray(predictions)
-        value = top_k_accuracy_score(references, scores, k=TOP_K, labels=range(scores.shape[1]))
-        return {"top5_accuracy": float(value)}
+        hits = (np.asarray(predictions) == np.asarray(references)[:, None]).any(axis=1)
+        return {"top5_accuracy": float(hits.mean())}
 
 
-def score(logits: np.ndarray, labels: np.ndarray, label_names: Sequence[str]) -> SplitMetrics:
+def score(scores: Scores, labels: np.ndarray, label_names: Sequence[str]) -> SplitMetrics:
     """Compute every metric of one split.
 
     Args:
-        logits: float, (N, C).
+        scores: Of N images.
         labels: int, (N,).
         label_names: Name of each class, C of them.
 
     Returns:
         Shares in [0, 1] and the mean cross entropy in nats.
     """
-    scores = torch.from_numpy(logits).double()
-    predictions = scores.argmax(dim=1).numpy()
+    predictions, probability = scores.prediction, scores.probability
     classes = len(label_names)
     found = _quiet(Accuracy).compute(predictions=predictions, references=labels)
     found |= _quiet(F1).compute(predictions=predictions, references=labels, num_classes=classes)
     if classes >= TOP_K_FROM:
-        ranked = np.nan_to_num(logits.astype(np.float32))  # scikit-learn refuses a diverged model's
-        found |= _quiet(TopK).compute(predictions=ranked, references=labels)
-    loss = torch.nn.functional.cross_entropy(scores, torch.from_numpy(labels).long()).item()
-    probability = probabilities(logits)
+        found |= _quiet(TopK).compute(predictions=scores.top, references=labels)
+    loss = -float(scores.log_probability.mean(dtype=np.float64))
     believable = bool(np.isfinite(probability).all())  # not a diverged model's
     return SplitMetrics(
         samples=len(labels),
@@ -102,13 +97,10 @@ def score(logits: np.ndarray, labels: np.ndarray, label_names: Sequence[str]) ->
         f1_weighted=found["f1_weighted"],
         f1_per_class=dict(zip(label_names, found["f1_per_class"], strict=True)),
         top5_accuracy=found.get("top5_accuracy"),
-        calibration_error=calibration_error(probability, labels) if believable else None,
+        calibration_error=calibration_error(probability, predictions == labels)
+        if believable
+        else None,
     )
-
-
-def probabilities(logits: np.ndarray) -> np.ndarray:
-    """Return the softmax over classes, float64, (N, C)."""
-    return torch.from_numpy(logits).double().softmax(dim=1).numpy()
 
 
 def _info(description: str | None, predictions: Any) -> evaluate.MetricInfo:

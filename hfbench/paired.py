@@ -209,9 +209,9 @@ def _f1_macro(item: Predictions, weights: np.ndarray, classes: int) -> np.ndarra
 
 def _calibration(item: Predictions, weights: np.ndarray) -> np.ndarray:
     """Return the expected calibration error for each row of image weights, (R,)."""
-    confidence, place = place_in_bins(item.probability)
-    right = item.probability.argmax(axis=1) == item.label
-    gaps = np.abs(_sum_by(place, right - confidence, weights, BINS))
+    confidence = item.probability.astype(np.float64)
+    place = place_in_bins(confidence)
+    gaps = np.abs(_sum_by(place, item.right - confidence, weights, BINS))
     error: np.ndarray = gaps.sum(axis=1) / weights.sum(axis=1)
     return error
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -20,7 +20,7 @@ class Predictions:
         index: int, (N,): position of each image in its split.
         label: int, (N,).
         prediction: int, (N,).
-        probability: float, (N, C); not finite if the training diverged.
+        probability: float, (N,): of the predicted class; not finite if the training diverged.
     """
 
     index: np.ndarray
@@ -59,6 +59,8 @@ def load_predictions(result: Result) -> Predictions | None:
     problem = _problem(found, result.data.eval_samples, len(result.data.label_names))
     if problem:
         raise ResultError(f"{path} {problem}; run the recipe again.")
+    if found.probability.ndim == 2:  # of every class: what version 0.1 wrote
+        return replace(found, probability=found.probability.max(axis=1, initial=0.0))
     return found
 
 
@@ -67,8 +69,8 @@ def _problem(found: Predictions, images: int, classes: int) -> str | None:
     if len(found.label) != images:
         return f"holds {len(found.label)} images, but the run was tested on {images}"
     shapes = [getattr(found, name).shape for name in _ARRAYS]
-    expected = [(images,)] * 3 + [(images, classes)]
-    if shapes != expected:
+    expected = [(images,)] * 4
+    if shapes not in (expected, [*expected[:3], (images, classes)]):
         return f"holds arrays of the shapes {shapes}, expected {expected}"
     for name in ("label", "prediction"):
         values = getattr(found, name)

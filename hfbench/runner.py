@@ -49,6 +49,7 @@ from hfbench.result import (
     load_result,
     save_result,
 )
+from hfbench.scores import Scores
 from hfbench.training import BenchTrainer, build_training_arguments
 
 
@@ -102,11 +103,11 @@ def _run(recipe: Recipe, root: Path, resume: bool, rerun: bool, held: ExitStack)
         train_loss = _train(trainer, clock, stop, checkpoint)
     with _resumable(folder, stop, trainer):
         start = time.perf_counter()
-        found, logits = _evaluate(recipe, trainer, inputs)
+        found, scores = _evaluate(recipe, trainer, inputs)
         evaluated = time.perf_counter()
     trainer.close_loaders()
     if args.should_save:
-        _save(trainer, inputs, logits, recipe, folder)
+        _save(trainer, inputs, scores, recipe, folder)
         result = record(
             recipe,
             folder.name,
@@ -203,55 +204,54 @@ def _train(
     return trainer.mean_training_loss()
 
 
-def _evaluate(recipe: Recipe, trainer: BenchTrainer, inputs: Inputs) -> tuple[Metrics, np.ndarray]:
+def _evaluate(recipe: Recipe, trainer: BenchTrainer, inputs: Inputs) -> tuple[Metrics, Scores]:
     """Measure test and train split without augmentation.
 
     Returns:
-        The metrics, and the logits of the test images, (N, C).
+        The metrics, and what the model said about the test images.
     """
-    logits = _predict(trainer, inputs.test, trainer.eval_dataset)
+    scores = _predict(trainer, inputs.test, trainer.eval_dataset)
     if not has_labels(recipe):
-        return Metrics(test=None, train=None), logits
+        return Metrics(test=None, train=None), scores
     dataset = recipe.dataset
     part = inputs.train.subset(dataset.max_train_eval_samples, dataset.subset_seed)
     seen: Any = trainer.eval_dataset
     clean = ImageBatches(part, inputs.preprocessing, seen.location, False, seen.device)
-    train_logits = _predict(trainer, part, clean)
+    of_train = _predict(trainer, part, clean)
     return Metrics(
-        test=metrics.score(logits, inputs.test.labels.numpy(), inputs.test.label_names),
-        train=metrics.score(train_logits, part.labels.numpy(), part.label_names),
-    ), logits
+        test=metrics.score(scores, inputs.test.labels.numpy(), inputs.test.label_names),
+        train=metrics.score(of_train, part.labels.numpy(), part.label_names),
+    ), scores
 
 
-def _predict(trainer: BenchTrainer, split: ImageSplit, batches: Any) -> np.ndarray:
-    """Return the logits of a split, (N, C), each image once and in order, on every process."""
+def _predict(trainer: BenchTrainer, split: ImageSplit, batches: Any) -> Scores:
+    """Return what the model says about a split, each image once, in order, on every process."""
     last = trainer.last_evaluation
     seen = batches is trainer.eval_dataset and last and last[0] == trainer.state.global_step
     # The last evaluation in training counts, unless another checkpoint was loaded after it, or it
     # kept no predictions (noise has no metrics).
     kept = last and last[1].predictions is not None and not trainer.args.load_best_model_at_end
     output = last[1] if last and seen and kept else trainer.predict(batches)
-    logits, labels = np.asarray(output.predictions), np.asarray(output.label_ids)
+    labels = np.asarray(output.label_ids)
     if not np.array_equal(labels, split.labels.numpy()):
         raise RuntimeError(
             f"{len(labels)} predictions do not match the {len(split)} images in order; "
             "please report this."
         )
-    return logits
+    return Scores.unpack(output.predictions)
 
 
 def _save(
-    trainer: BenchTrainer, inputs: Inputs, logits: np.ndarray, recipe: Recipe, folder: Path
+    trainer: BenchTrainer, inputs: Inputs, scores: Scores, recipe: Recipe, folder: Path
 ) -> None:
     save_model(
         trainer.accelerator.unwrap_model(inputs.model), inputs.image_processor, folder / "model"
     )
-    save_predictions(folder / "predictions.npz", inputs.test, logits)
+    save_predictions(folder / "predictions.npz", inputs.test, scores)
     plots.plot_curves(folder / "log.jsonl", recipe.name, folder / CURVES_FILE)
     if has_labels(recipe):
-        labels, predictions = inputs.test.labels.numpy(), logits.argmax(axis=1)
-        names = inputs.test.label_names
-        plots.plot_confusion(labels, predictions, names, folder / CONFUSION_FILE)
+        labels, names = inputs.test.labels.numpy(), inputs.test.label_names
+        plots.plot_confusion(labels, scores.prediction, names, folder / CONFUSION_FILE)
 
 
 def _push(result: Result, folder: Path, target: hub.PushTarget | None) -> Result:

@@ -28,6 +28,7 @@ def observe_switches(recipe: Recipe, trainer: BenchTrainer) -> dict[str, Switch]
     )
     applied_dtype = names[trainer.seen_dtype or trainer.requested_dtype]
     tf32 = recipe.argument("tf32")
+    attention = getattr(getattr(trainer.model, "config", None), "_attn_implementation", None)
 
     def switch(requested: Any, applied: Any, reason: str | None = None) -> Switch:
         return Switch(
@@ -63,9 +64,8 @@ def observe_switches(recipe: Recipe, trainer: BenchTrainer) -> dict[str, Switch]
         ),
         "memory_format": switch(recipe.model.memory_format, _memory_format(trainer.model)),
         "attn_implementation": switch(
-            recipe.model.attn_implementation,
-            getattr(getattr(trainer.model, "config", None), "_attn_implementation", None),
-            "not set: the library's own choice",
+            recipe.model.attn_implementation or attention,  # null: the library's own choice
+            attention,
         ),
         "cudnn_benchmark": switch(
             recipe.model.cudnn_benchmark,

@@ -7,6 +7,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,11 @@ from hfbench.data import ImageBatches
 from hfbench.environment import accelerator_type
 from hfbench.errors import DeviceError, RecipeError
 from hfbench.models import quiet_progress
+from hfbench.overhead import ask_once_for_lomo, without_walks
 from hfbench.preprocessing import Preprocessing
 from hfbench.recipe import Recipe
 from hfbench.result import CLOCK_FILE, write_json
+from hfbench.scores import pack
 from hfbench.timeline import Batch
 
 logger = logging.getLogger(__name__)
@@ -163,6 +166,7 @@ class BenchTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        ask_once_for_lomo()
         # A copy: the loader's own stays on the host.
         self.preprocessing = copy.deepcopy(preprocessing).to(self.args.device)
         self.clock = clock
@@ -170,10 +174,20 @@ class BenchTrainer(Trainer):
         self.seen_dtype: torch.dtype | None = None
         self.train_loader: Any = None
         self._loaders: list[Any] = []
+        self._stepped: nn.Module | None = None  # the model that steps are made with
+        self._while_training = ExitStack()
         self.last_evaluation: tuple[int, Any] | None = None  # step and output
         self.loss_sum: Tensor | float = 0.0  # of this process, in this session
         if not self.args.torch_compile:  # a hook would break the compiled graph
             _call_once_with_output_dtype(kwargs["model"], self._see_dtype)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train; what was changed for it alone is undone afterwards."""
+        with self._while_training:
+            try:
+                return super().train(*args, **kwargs)
+            finally:
+                self._stepped = None
 
     def get_train_dataloader(self) -> Any:
         """Keep the loader, to see afterwards what it did."""
@@ -248,6 +262,10 @@ class BenchTrainer(Trainer):
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """Refuse to go on in another precision than was asked for."""
+        model = args[0]
+        if model is not self._stepped:
+            self._stepped = model
+            self._while_training.enter_context(without_walks(model))
         loss = super().training_step(*args, **kwargs)
         complete = self.accelerator.sync_gradients  # no micro-batch is to follow
         self.clock.timeline.enter("optimizer" if complete else "overhead")
@@ -258,6 +276,19 @@ class BenchTrainer(Trainer):
                 f"{self.seen_dtype} on {self.args.device}; the result would not be what it says."
             )
         return loss
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Count nothing: Trainer walks over all modules to count pixels as tokens.
+
+        That is 764 times too much for ViT-B/16; `flops.py` counts.
+        """
+        return 0
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        # Without clipping, Trainer would scale all gradients by 1 to log their norm.
+        if self.args.max_grad_norm == 0:
+            return None
+        return super()._get_grad_norm(model, grad_norm)  # type: ignore[no-untyped-call]
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Time evaluations inside the training call apart."""
@@ -355,6 +386,7 @@ def build_trainer(
             train_dataset=train,
             eval_dataset=test,
             compute_metrics=compute_metrics,
+            preprocess_logits_for_metrics=pack,
             compute_loss_func=cross_entropy_loss(args.label_smoothing_factor),
             callbacks=[clock, *callbacks],
         )

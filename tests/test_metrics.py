@@ -6,11 +6,15 @@ import os
 import evaluate
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, f1_score, log_loss, top_k_accuracy_score
 
-from hfbench.metrics import F1, Accuracy, TopK, probabilities, score
+from hfbench.metrics import F1, Accuracy, TopK
+from hfbench.metrics import score as score_of
+from hfbench.result import SplitMetrics
+from hfbench.scores import Scores, pack
 
 
 def certain(predictions: list[int], classes: int) -> np.ndarray:
@@ -18,6 +22,12 @@ def certain(predictions: list[int], classes: int) -> np.ndarray:
     logits = np.zeros((len(predictions), classes), np.float32)
     logits[np.arange(len(predictions)), predictions] = 1
     return logits
+
+
+def score(logits: np.ndarray, labels: np.ndarray, label_names: list[str]) -> SplitMetrics:
+    """Score what is kept of logits, as an evaluation does."""
+    packed = pack(torch.from_numpy(logits), torch.from_numpy(labels))
+    return score_of(Scores.unpack(packed.numpy()), labels, label_names)
 
 
 def names(classes: int) -> list[str]:
@@ -100,7 +110,7 @@ def test_scores_are_those_of_scikit_learn(seed: int, classes: int, count: int) -
     assert found.f1_macro == pytest.approx(f1("macro"))
     assert found.f1_weighted == pytest.approx(f1("weighted"))
     assert list(found.f1_per_class.values()) == pytest.approx(f1(None).tolist())
-    shares = probabilities(logits)
+    shares = torch.from_numpy(logits).double().softmax(dim=1).numpy()
     assert found.loss == pytest.approx(log_loss(labels, shares, labels=every))
     if classes >= 20:
         assert found.top5_accuracy == pytest.approx(
@@ -160,8 +170,18 @@ def test_metrics_need_no_network() -> None:
     }
 
 
-def test_probabilities_are_the_softmax() -> None:
-    found = probabilities(np.log(np.array([[1, 3], [2, 2]], np.float32)))
+def test_what_is_kept_of_logits_by_hand() -> None:
+    logits = torch.tensor([[1.0, 3, 4], [2, 1, 1]]).log()
 
-    assert found.dtype == np.float64
-    assert found == pytest.approx(np.array([[0.25, 0.75], [0.5, 0.5]]))
+    found = Scores.unpack(pack(logits, torch.tensor([1, 0])).numpy())
+    assert found.prediction.tolist() == [2, 0]
+    assert found.probability == pytest.approx([0.5, 0.5])
+    assert found.log_probability == pytest.approx([math.log(3 / 8), math.log(1 / 2)])
+    assert found.top[0].tolist() == [2, 1, 0]
+    assert found.top.shape == (2, 3)
+
+
+def test_what_is_kept_does_not_grow_with_the_number_of_classes() -> None:
+    labels = torch.tensor([0, 1])
+
+    assert pack(torch.zeros(2, 100), labels).shape == pack(torch.zeros(2, 1000), labels).shape

@@ -483,8 +483,12 @@ def _assert_same_outside(recipe: Recipe, output_dir: Path) -> None:
     with torch.no_grad():
         logits = model(**processor(pictures, return_tensors="pt")).logits
     # Softmax forgets a constant; what is left of the logits are the log-probabilities.
-    expected = np.log(saved["probability"].astype(np.float64))
-    np.testing.assert_allclose(logits.double().log_softmax(1).numpy(), expected, atol=1e-4)
+    found = logits.double().log_softmax(1).numpy()
+    for classes, name in (("prediction", "probability"), ("label", "label_probability")):
+        ours = np.log(saved[name].astype(np.float64))
+        theirs = np.take_along_axis(found, saved[classes][:, None], axis=1)[:, 0]
+        np.testing.assert_allclose(theirs, ours, atol=1e-4)
+    assert np.array_equal(logits.topk(5, dim=1).indices.numpy(), saved["top"])
     assert logits.argmax(1).tolist() == saved["prediction"].tolist()
 
     classify = pipeline("image-classification", model=str(folder / "model"))

@@ -33,7 +33,7 @@ def change(run: Result, **arrays: Any) -> None:
 def test_predictions_are_those_that_were_saved(run: Result) -> None:
     found = load_predictions(run)
     assert found is not None
-    assert found.probability.shape == (IMAGES, CLASSES)
+    assert found.probability.shape == (IMAGES,)
     assert run.metrics.test is not None
     assert found.right.mean() == run.metrics.test.accuracy
 
@@ -45,9 +45,9 @@ def test_predictions_are_those_that_were_saved(run: Result) -> None:
         ({"label": np.full(IMAGES, 10)}, "a label from 10 to 10, but there are 10 classes"),
         ({"prediction": np.full(IMAGES, -1)}, "a prediction from -1 to -1"),
         ({"label": np.full(IMAGES, "cat")}, "a label of type <U3, expected whole numbers"),
-        ({"probability": np.zeros(IMAGES)}, r"shapes .*, expected .*\(50, 10\)"),
+        ({"probability": np.zeros(49)}, r"shapes .*\(49,\).*, expected .*\(50,\)"),
         ({"probability": np.zeros((IMAGES, 9))}, r"shapes .*\(50, 9\)"),
-        ({"probability": np.zeros((IMAGES, 10), dtype=int)}, "a probability of type int64"),
+        ({"probability": np.zeros(IMAGES, dtype=int)}, "a probability of type int64"),
         ({"label": np.array([None] * IMAGES)}, "cannot be read: Object arrays"),
     ],
 )
@@ -62,7 +62,17 @@ def test_predictions_that_cannot_be_of_this_run_are_refused(
 def test_probabilities_of_a_training_that_diverged_are_read_and_not_calibrated(
     run: Result,
 ) -> None:
-    change(run, probability=np.full((IMAGES, CLASSES), np.nan, dtype=np.float32))
+    change(run, probability=np.full(IMAGES, np.nan, dtype=np.float32))
     found = load_predictions(run)
     assert found is not None
     assert not found.calibrated
+
+
+def test_probabilities_of_all_classes_are_read_as_those_of_the_prediction(run: Result) -> None:
+    # As version 0.1 wrote them.
+    every = np.full((IMAGES, CLASSES), 0.02, dtype=np.float32)
+    every[:, 3] = 0.82
+    change(run, probability=every)
+    found = load_predictions(run)
+    assert found is not None
+    assert found.probability == pytest.approx(np.full(IMAGES, 0.82))

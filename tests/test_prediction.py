@@ -45,10 +45,12 @@ def test_files_get_the_probabilities_of_the_run(finished: Finished) -> None:
     assert len(found) == len(finished.files) == 20
     for number, classes in enumerate(found):
         scores = {item["label"]: item["score"] for item in classes}
-        assert [scores[str(digit)] for digit in range(10)] == pytest.approx(
-            saved["probability"][number], abs=1e-5
-        )
         assert classes[0]["label"] == str(saved["prediction"][number])
+        assert classes[0]["score"] == pytest.approx(saved["probability"][number], abs=1e-5)
+        assert scores[str(saved["label"][number])] == pytest.approx(
+            saved["label_probability"][number], abs=1e-5
+        )
+        assert [int(item["label"]) for item in classes[:5]] == saved["top"][number].tolist()
         assert sum(scores.values()) == pytest.approx(1.0, abs=1e-5)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import accelerate.optimizer
 import pytest
 import torch
 from torch import Tensor, nn
@@ -484,7 +486,7 @@ def test_training_is_the_same_whether_it_is_timed_or_not(vit: Path, tmp_path: Pa
 
 # Resume
 
-_AUGMENTATION = ["random_crop", "horizontal_flip"]
+_AUGMENTATION = ["random_crop", "horizontal_flip", "color", "cutout", "mixup", "cutmix"]
 
 
 class StopAt(TrainerCallback):
@@ -627,3 +629,71 @@ def test_checkpoint_holds_the_model_alone(vit: Path, tmp_path: Path) -> None:
         assert set(saved.keys()) == set(original.keys())
     kept = json.loads((tmp_path / "run" / "checkpoint-12" / "clock.json").read_text("utf-8"))
     assert kept["save_seconds"] > 0
+
+
+# What is left out of each step
+
+
+def count_train_calls(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Note each time that a module inside the model is told to train or not."""
+    inner = next(model.children())
+    calls: list[bool] = []
+    original = type(inner).train
+
+    def train(self: nn.Module, mode: bool = True) -> nn.Module:
+        if self is inner:
+            calls.append(mode)
+        return original(self, mode)
+
+    monkeypatch.setattr(type(inner), "train", train)
+    return calls
+
+
+def test_modules_are_not_walked_in_each_step(
+    vit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer(tiny_recipe(vit, pretrained=True, max_steps=6), tmp_path)
+    calls = count_train_calls(trainer.model, monkeypatch)
+    trainer.train()
+    assert len(calls) <= 2
+    assert trainer.model.training
+    trainer.evaluate()
+    assert not any(module.training for module in trainer.model.modules())
+
+
+def test_model_is_as_it_was_after_training(vit: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(tiny_recipe(vit, pretrained=True, max_steps=2), tmp_path)
+    trainer.train()
+    assert {"train", "zero_grad"}.isdisjoint(vars(trainer.model))
+    copy.deepcopy(trainer.model).eval()
+    assert trainer.model.training
+
+
+def test_evaluation_between_steps_turns_training_off_and_on(vit: Path, tmp_path: Path) -> None:
+    recipe = tiny_recipe(vit, pretrained=True, max_steps=4, eval_strategy="steps", eval_steps=2)
+    trainer = make_trainer(recipe, tmp_path)
+    seen: list[bool] = []
+    trainer.model.register_forward_pre_hook(lambda module, _: seen.append(module.training))
+    trainer.train()
+    assert seen[:2] == [True, True]
+    assert seen.count(True) == 4
+    assert False in seen[2:-2]
+
+
+def test_gradients_are_left_alone_without_clipping(vit: Path, tmp_path: Path) -> None:
+    def logged(norm: float) -> list[str]:
+        recipe = tiny_recipe(vit, pretrained=True, max_steps=1, max_grad_norm=norm, logging_steps=1)
+        trainer = make_trainer(recipe, tmp_path)
+        trainer.train()
+        return [name for entry in trainer.state.log_history for name in entry]
+
+    assert "grad_norm" in logged(1.0)
+    assert "grad_norm" not in logged(0.0)
+
+
+def test_accelerate_looks_for_a_package_once(vit: Path, tmp_path: Path) -> None:
+    make_trainer(tiny_recipe(vit, pretrained=True, max_steps=1), tmp_path)
+    accelerate.optimizer.is_lomo_available()
+    asked = accelerate.optimizer.is_lomo_available.cache_info().misses
+    accelerate.optimizer.is_lomo_available()
+    assert accelerate.optimizer.is_lomo_available.cache_info().misses == asked == 1

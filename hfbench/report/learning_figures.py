@@ -196,8 +196,8 @@ def reliability_figure(sets: Sequence[RunSet], name: str) -> Figure | None:
         error = found.share(calibration_of)
         if loaded and error is not None:
             probability = np.concatenate([saved.probability for saved in loaded])
-            labels = np.concatenate([saved.label for saved in loaded])
-            drawn.append((found, error, reliability(probability, labels)))
+            right = np.concatenate([saved.right for saved in loaded])
+            drawn.append((found, error, reliability(probability, right)))
     if not drawn:
         return None
     errors = "; ".join(f"{found.label} {percent(error.mean)}" for found, error, _ in drawn)

@@ -78,7 +78,7 @@ def calibration_of(result: Result) -> float | None:
     found = load_predictions(result)
     if found is None or not found.calibrated:
         return None
-    return calibration_error(found.probability, found.label)
+    return calibration_error(found.probability, found.right)
 
 
 def briefly(error: Exception) -> str:

@@ -105,11 +105,14 @@ def test_predictions_are_the_metrics(pair: Pair) -> None:
         result = read_result(run)["metrics"]["test"]
         with np.load(run / "predictions.npz") as saved:
             index, labels, predictions = (saved[key] for key in ("index", "label", "prediction"))
-            probability = saved["probability"]
+            probability, of_label = saved["probability"], saved["label_probability"]
+            top = saved["top"]
         assert np.array_equal(labels, digits.target[index])
         assert len(set(index)) == 360
-        assert np.array_equal(probability.argmax(axis=1), predictions)
-        assert np.allclose(probability.sum(axis=1), 1, atol=1e-5)
+        assert np.array_equal(top[:, 0], predictions)
+        assert np.all((of_label > 0) & (of_label <= probability + 1e-6) & (probability <= 1 + 1e-6))
+        right = labels == predictions
+        assert np.allclose(of_label[right], probability[right], atol=1e-6)
         assert result["accuracy"] == pytest.approx(accuracy_score(labels, predictions))
         for average in ("macro", "weighted"):
             expected = f1_score(labels, predictions, average=average, zero_division=0)
@@ -184,18 +187,20 @@ def test_predict_classifies_image_files(warm: WarmCommand, tmp_path: Path, pair:
     run = pair.runs[0]
     digits = load_digits()
     with np.load(run / "predictions.npz") as saved:
-        index, probability = saved["index"][:3], saved["probability"][:3]
+        index, classes, probability = (
+            saved[name][:3] for name in ("index", "prediction", "probability")
+        )
     names = [f"digit {number}.png" for number in index]
     for name, number in zip(names, index, strict=True):
         grey = np.rint(digits.images[number] * (255 / 16)).astype(np.uint8)
         Image.fromarray(grey).save(tmp_path / name)
     found = json.loads(warm.run(["predict", run, *names, "--json"], tmp_path).check().stdout)
     assert list(found) == names
-    for name, expected in zip(names, probability, strict=True):
+    for name, label, expected in zip(names, classes, probability, strict=True):
         assert len(found[name]) == 5
         best = found[name][0]
-        assert best["label"] == str(expected.argmax())
-        assert best["score"] == pytest.approx(expected.max(), abs=1e-4)
+        assert best["label"] == str(label)
+        assert best["score"] == pytest.approx(expected, abs=1e-4)
     shown = warm.run(["predict", run / "model", names[0], "--top-k", "1"], tmp_path).check().stdout
     assert names[0] in shown
     assert found[names[0]][0]["label"] in shown
