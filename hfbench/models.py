@@ -368,12 +368,12 @@ def _check_forward(model: PreTrainedModel, size: int, classes: int, name: str) -
     model.eval()
     try:
         with torch.no_grad():
-            logits = model(pixel_values=torch.zeros(2, 3, size, size)).logits
+            logits = model(pixel_values=torch.zeros(1, 3, size, size)).logits
     except Exception as error:  # a model may fail in any way on a size that it was not made for
         raise ModelError(
             f"model {name} does not take RGB images of {size} x {size}: {error}"
         ) from error
-    if tuple(logits.shape) != (2, classes):
+    if tuple(logits.shape) != (1, classes):
         raise ModelError(
-            f"model {name} gives logits of shape {tuple(logits.shape)}, expected (2, {classes})."
+            f"model {name} gives logits of shape {tuple(logits.shape)}, expected (1, {classes})."
         )
