@@ -50,10 +50,10 @@ def draw(sample: Tensor, offsets: Tensor) -> Tensor:
         float32, (S, N): the upper 24 bits of splitmix64's output.
     """
     state = sample * _GOLDEN + offsets
-    state = (state ^ _shift_right(state, 30)) * _MIX_1
-    state = (state ^ _shift_right(state, 27)) * _MIX_2
-    state = state ^ _shift_right(state, 31)
-    return _shift_right(state, 40).to(torch.float32) / 2**24
+    state.bitwise_xor_(_shift_right(state, 30)).mul_(_MIX_1)
+    state.bitwise_xor_(_shift_right(state, 27)).mul_(_MIX_2)
+    state.bitwise_xor_(_shift_right(state, 31))
+    return _shift_right(state, 40).to(torch.float32).div_(2**24)
 
 
 def uniform(seed: int, sample: Tensor, stream: int) -> Tensor:
@@ -73,16 +73,16 @@ def random_crop(images: Tensor, row: Tensor, column: Tensor) -> Tensor:
     above, left = height // _CROP_FRACTION, width // _CROP_FRACTION
     rows, columns = (row * (2 * above + 1)).long(), (column * (2 * left + 1)).long()
     # An image is one run of bytes, and a window that is moved by rows and columns the same run
-    # begun elsewhere; where it takes in what is not the image's, zeros are to stand anyway. 15
-    # times as fast as indexing of a padded batch (32 images of 32 px, one thread).
+    # begun elsewhere; where it takes in what is not the image's, zeros are to stand anyway. 7 times
+    # as fast as indexing of a padded batch (32 images of 32 px, one thread).
     size, margin = channels * height * width, above * width + left
     memory = nn.functional.pad(images.reshape(-1), (margin, margin))
     runs = memory.as_strided((memory.numel() - size + 1, size), (1, 1))
     starts = _positions(count, images.device) * size + rows * width + columns
     windows = runs.index_select(0, starts).view(images.shape)
-    inside_rows = _inside(above - rows, height, height)
-    inside_columns = _inside(left - columns, width, width)
-    return windows.mul_(_box(inside_rows, inside_columns))
+    inside_rows = _inside_windows(height, above, images.device).index_select(0, rows)
+    inside_columns = _inside_windows(width, left, images.device).index_select(0, columns)
+    return windows.mul_(inside_rows[:, None, :, None] * inside_columns[:, None, None, :])
 
 
 def random_horizontal_flip(images: Tensor, draws: Tensor) -> Tensor:
@@ -109,7 +109,9 @@ def cutout(images: Tensor, row: Tensor, column: Tensor, fill: Tensor) -> Tensor:
     height, width = images.shape[-2:]
     side = min(height, width) // 2
     tops, lefts = (row * height).long() - side // 2, (column * width).long() - side // 2
-    covered = _box(_inside(tops, side, height), _inside(lefts, side, width))
+    rows = _inside(tops, side, height).view(torch.uint8)
+    columns = _inside(lefts, side, width).view(torch.uint8)
+    covered = rows[:, None, :, None] * columns[:, None, None, :]
     return (images * (1 - covered)).add_(covered * fill)
 
 
@@ -230,22 +232,22 @@ def _positions(count: int, device: torch.device) -> Tensor:
     return torch.arange(count, device=device)
 
 
+@lru_cache(maxsize=32)
+def _inside_windows(size: int, margin: int, device: torch.device) -> Tensor:
+    """Return, of each window that starts in the margin, what is image: uint8, (2m + 1, size)."""
+    starts = torch.arange(margin, -margin - 1, -1, device=device)
+    return _inside(starts, size, size).view(torch.uint8)
+
+
 def _inside(start: Tensor, length: Tensor | int, size: int) -> Tensor:
     """Tell which of `size` positions are in a span of each image: bool, (N, size)."""
     beyond = _positions(size, start.device) - start[:, None]
     return (beyond >= 0) & (beyond < length)
 
 
-def _box(rows: Tensor, columns: Tensor) -> Tensor:
-    """Return 1 in the rows and columns that are meant, else 0: uint8, (N, 1, H, W)."""
-    rows, columns = rows.view(torch.uint8), columns.view(torch.uint8)
-    return rows[:, None, :, None] * columns[:, None, None, :]
-
-
 def _shift_right(value: Tensor, bits: int) -> Tensor:
     """Shift 64-bit integers right, filling with zeros as on unsigned ones."""
-    shifted: Tensor = (value >> bits) & (2 ** (64 - bits) - 1)
-    return shifted
+    return (value >> bits).bitwise_and_(2 ** (64 - bits) - 1)
 
 
 def _wrap(value: int) -> int:
