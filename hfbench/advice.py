@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hfbench import techniques
+from hfbench.advice_model import advise_memory_format
 from hfbench.diagnosis import Advice, Helps, Machine, Step
 from hfbench.limits import milliseconds as _ms
 from hfbench.recipe import Recipe
@@ -60,6 +61,7 @@ def advise(evidence: Evidence) -> list[Advice]:
         _workers(evidence),
         _optimizer(evidence),
         _tf32(evidence),
+        advise_memory_format(evidence.recipe),
     ]
     return sorted(
         found, key=lambda a: (_ORDER[a.helps], -(a.speedup_measured or a.speedup_at_most or 1))
@@ -197,7 +199,7 @@ def _device_preprocessing(evidence: Evidence) -> Advice:
         "perhaps" if bound >= _NOTICEABLE else "no",
         bound,
         f"Preparing a batch takes {_ms(step.preprocessing_seconds)} of the host; training waits "
-        f"{_ms(step.loader_seconds)} for the loader, so that it gains at most {bound:.2f}×.",
+        f"{_ms(step.loader_seconds)} for it: at most {bound:.2f}× by preprocessing.location=device.",
     )
 
 

@@ -48,7 +48,9 @@ COMPILE = Technique(
     ),
     ("torch_compile",),
 )
-DEVICE_PREPROCESSING = Technique("device preprocessing", ("preprocessing.location",), ())
+DEVICE_PREPROCESSING = Technique(
+    "device preprocessing", ("preprocessing.location",), ("preprocessing_location",)
+)
 WORKERS = Technique(
     "loader workers",
     (

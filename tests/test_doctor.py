@@ -26,7 +26,7 @@ from hfbench.recipe import Recipe
 from hfbench.runner import run_recipe
 from hfbench.sides import Sides
 from hfbench.slices import Slices, divide_step
-from hfbench.techniques import MIXED_PRECISION
+from hfbench.techniques import MIXED_PRECISION, change
 from hfbench.timeline import PHASES
 from hfbench.training import build_training_arguments
 from hfbench.uses import find_uses
@@ -341,11 +341,21 @@ def test_what_a_machine_lacks_cannot_help() -> None:
     assert on_technique("torch.compile", evidence(machine=ampere)).helps == "perhaps"
 
 
+def test_memory_format_may_help_convolutions_alone() -> None:
+    found = on_technique("memory format", evidence())
+    assert (found.helps, found.in_recipe, found.speedup_at_most) == ("perhaps", False, None)
+    assert "model.memory_format=channels_last" in found.sentence
+    assert on_technique("memory format", evidence(tiny_recipe(TIMM_VIT))).helps == "no"
+    last = change(tiny_recipe(), [("model.memory_format", "channels_last")])
+    on = on_technique("memory format", evidence(last))
+    assert (on.helps, on.in_recipe) == ("no", True)
+
+
 def test_advice_has_each_technique_once_and_the_most_helpful_first() -> None:
     found = advise(evidence())
     order = [("yes", "perhaps", "no").index(item.helps) for item in found]
     assert order == sorted(order)
-    assert len({item.technique for item in found}) == len(found) == 8
+    assert len({item.technique for item in found}) == len(found) == 9
 
 
 # -- the machine
