@@ -199,7 +199,7 @@ def _device_preprocessing(evidence: Evidence) -> Advice:
         "perhaps" if bound >= _NOTICEABLE else "no",
         bound,
         f"Preparing a batch takes {_ms(step.preprocessing_seconds)} of the host; training waits "
-        f"{_ms(step.loader_seconds)} for it: at most {bound:.2f}× by preprocessing.location=device.",
+        f"{_ms(step.loader_seconds)}: at most {bound:.2f}× by preprocessing.location=device.",
     )
 
 
