@@ -2,8 +2,8 @@
 
 The public door is functions: `load_recipe` reads one experiment, `run_recipe` runs it, `run_suite`
 runs many, `compare` gives the verdict, `ablate` and `examine` say what each technique contributes
-and what limits a recipe, `write_report` shows everything. They are imported when first used, so
-that ``import hfbench`` costs nothing.
+and what limits a recipe, `tune` finds its fastest settings, `write_report` shows everything. They
+are imported when first used, so that ``import hfbench`` costs nothing.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from hfbench.result import Result, load_result, load_results
     from hfbench.runner import run_recipe
     from hfbench.suite import run_suite
+    from hfbench.tuning import tune
 
     __version__: str
 
@@ -37,6 +38,7 @@ _HOMES = {
     "run_recipe": "hfbench.runner",
     "run_suite": "hfbench.suite",
     "select_repeats": "hfbench.repeats",
+    "tune": "hfbench.tuning",
     "write_report": "hfbench.report",
 }
 
@@ -54,6 +56,7 @@ __all__ = [
     "run_recipe",
     "run_suite",
     "select_repeats",
+    "tune",
     "write_report",
 ]
 

@@ -78,8 +78,8 @@ def tune_command(
 
     loaded = load_recipe(recipe, overrides or [])
     target = output or Path(f"{loaded.name}_best.json")
-    from hfbench.tune import tune
     from hfbench.tune_result import check_output
+    from hfbench.tuning import tune
 
     source = local_path(recipe)
     check_output(loaded, target, source if source.is_file() else None, force)

@@ -84,6 +84,7 @@ class Search:
         self.speedup: Ratio | None = None
         self.memory = memory
         self._subject, self._budget = subject, budget
+        self._left = 0  # candidates that are still to come, as planned
         self._observer = observer or Observer()
 
     def prepare(self) -> None:
@@ -96,6 +97,7 @@ class Search:
             pass
         techniques = list_techniques(self._budget.larger_batch).values()
         count = sum(len(list(offers(self.best, self._subject))) for offers in techniques)
+        self._left = count
         self.windows.plan(count)
         self._observer.planned(count, self.windows.window_seconds, self.windows.first)
 
@@ -105,6 +107,7 @@ class Search:
             tried = [self.best]
             while (candidate := self._next(offers, tried)) is not None:
                 tried.append(candidate.apply(self.best))
+                self._left = max(self._left - 1, 0)
                 trial = self._try(candidate)
                 if trial.outcome == "taken":
                     self.best = tried[-1]
@@ -193,31 +196,38 @@ class Search:
     def _refuse(self, candidate: Candidate) -> dict[str, Any] | None:
         """Say why a candidate cannot be measured: its outcome and reason."""
         if candidate.technique in (MICRO_BATCH, LARGER_BATCH):
+            too_large = self._say_too_large(candidate)
+            if too_large is not None:
+                return {"outcome": "would not fit", "reason": too_large}
             batch = self.windows.measured_batch
             if batch is not None:
                 return {"reason": f"there is time for batches of {batch} only; more --seconds"}
-            now, wanted = micro_batch_of(self.best), candidate.settings[BATCH]
-            room = self.memory.room() if wanted > now else None
-            needed = self.memory.estimate(now, peak_mib(self.windows.latest), wanted)
-            if room is not None and needed > room:
-                why = f"needs about {needed:.0f} MiB, {room:.0f} MiB are available"
-                return {"outcome": "would not fit", "reason": why}
         if not self._has_time():
             return {"reason": f"no time left of {self._budget.seconds:.0f} s; more --seconds"}
         return None
 
+    def _say_too_large(self, candidate: Candidate) -> str | None:
+        wanted, now = candidate.settings[BATCH], micro_batch_of(self.best)
+        room = self.memory.room() if wanted > now else None
+        measured = micro_batch_of(self.windows.as_measured(self.best))
+        needed = self.memory.estimate(measured, peak_mib(self.windows.latest), wanted)
+        if room is None or needed <= room:
+            return None
+        return f"needs about {needed:.0f} MiB, {room:.0f} MiB are available"
+
     def _measure_pairs(self, recipe: Recipe, windows: list[Measured]) -> None:
         """Measure one block, and more as long as they may show a gain."""
         for number in range(_BLOCKS):
-            if number and not self._has_time():
+            if number and not self._has_time(self._left):
                 return
             self.windows.run_block(self.best, recipe, self.windows.latest, windows)
             ratio = ratio_of(windows)
             if ratio is None or ratio.low is None or ratio.value < _WORTH_MORE or ratio.low > 1:
                 return
 
-    def _has_time(self) -> bool:
-        return self.windows.has_time(blocks=1, final_blocks=_RESERVED_BLOCKS)
+    def _has_time(self, others: int = 0) -> bool:
+        """Tell whether there is time for a block, for the end, and for one of each other."""
+        return self.windows.has_time(blocks=1 + others, final_blocks=_RESERVED_BLOCKS)
 
     def record(self, trial: Trial) -> None:
         """Keep what became of a candidate."""

@@ -14,7 +14,6 @@ import torch
 
 from hfbench.errors import DeviceError, Interrupted, ResultError
 from hfbench.recipe import Recipe, load_recipe
-from hfbench.tune import tune
 from hfbench.tune_decision import decide, ratio_of
 from hfbench.tune_evaluation import explore_evaluation, measure_evaluation
 from hfbench.tune_memory import MemoryForecast, resident_mib
@@ -23,6 +22,7 @@ from hfbench.tune_plan import (
     LARGER_BATCH,
     MICRO_BATCH,
     Subject,
+    describe_subject,
     list_techniques,
     micro_batch_of,
     say_inapplicable,
@@ -31,8 +31,9 @@ from hfbench.tune_plan import (
 from hfbench.tune_result import Measured, Trial, Tuning, check_output, measurements_file
 from hfbench.tune_search import Observer, Search
 from hfbench.tune_windows import Budget
+from hfbench.tuning import tune
 from hfbench.windows import Bench, Window, with_arguments
-from tests.builders import make_recipe, make_result, tiny_recipe
+from tests.builders import make_recipe, make_result, tiny_recipe, vit_config, write_model
 
 CPU = Subject("cpu", 2, images=1000, convolutional=True, batch_norm=False, attention=None)
 BF16 = {"training_args.bf16": True}
@@ -516,6 +517,20 @@ def test_techniques_without_effect_are_explained() -> None:
     assert offered["pinned memory"] == ["with non-blocking copies"]
 
 
+def test_subject_is_what_the_model_is(tmp_path: Path) -> None:
+    timm = describe_subject(Bench(tiny_recipe()))
+    assert (timm.convolutional, timm.batch_norm, timm.attention) == (True, True, None)
+    assert (timm.device_type, timm.images) == ("cpu", 48)
+    recipe = tiny_recipe(write_model(tmp_path, vit_config()))
+    vit = describe_subject(Bench(recipe))
+    assert (vit.convolutional, vit.batch_norm, vit.attention) == (False, False, "sdpa")
+    attention = list_techniques(False)["attention"]
+    assert list(attention(recipe, vit)) == []
+    eager = recipe.model.model_copy(update={"attn_implementation": "eager"})
+    offered = attention(recipe.model_copy(update={"model": eager}), vit)
+    assert [offer.detail for offer in offered] == ["sdpa"]
+
+
 def test_outputs_that_exist_or_cannot_be_are_refused_together(tmp_path: Path) -> None:
     recipe = make_recipe(name="x" * 92)
     output = tmp_path / "best.json"
@@ -559,7 +574,7 @@ def test_ctrl_c_writes_the_best_so_far(tmp_path: Path) -> None:
             raise KeyboardInterrupt
 
     output = tmp_path / "best.json"
-    with pytest.raises(Interrupted, match="Stopped; candidates measured: 1. The best so far is in"):
+    with pytest.raises(Interrupted, match=r"candidates measured: 1\. The best so far is in"):
         tune(tiny_recipe(), output, seconds=5, observer=Stop())
     assert load_recipe(output).name == "tiny_best"
     content = json.loads(measurements_file(output).read_text("utf-8"))

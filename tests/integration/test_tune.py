@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from hfbench.recipe import shipped_recipes
 from tests.integration.commands import SHORT, WarmCommand
 
 TUNE = ("tune", "quickstart_untuned", *SHORT)
@@ -46,20 +47,12 @@ def test_best_recipe_is_written_shown_and_runs(warm: WarmCommand, tmp_path: Path
 
 
 def test_json_is_the_tuning_and_nothing_else(warm: WarmCommand, tmp_path: Path) -> None:
-    arguments = [*TUNE, "--seconds", "5", "--json", "-o", "mine.json", "--memory", "1"]
-    done = warm.run(arguments, tmp_path).check()
-    printed = json.loads(done.stdout)
+    options = ["--seconds", "5", "--json", "-o", "mine.json", "--larger-batch", "--memory", "10"]
+    printed = json.loads(warm.run([*TUNE, *options], tmp_path).check().stdout)
     assert printed == json.loads((tmp_path / "mine.measurements.json").read_text("utf-8"))
     assert json.loads((tmp_path / "mine.json").read_text("utf-8"))["name"].endswith("_best")
-
-
-def test_larger_batch_that_needs_more_than_the_limit_is_not_started(
-    warm: WarmCommand, tmp_path: Path
-) -> None:
-    quick = "training_args.per_device_train_batch_size=8"
-    arguments = [*TUNE, quick, "--seconds", "5", "--json", "--memory", "10", "--larger-batch"]
-    found = json.loads(warm.run(arguments, tmp_path).check().stdout)
-    (trial,) = [trial for trial in found["trials"] if trial["technique"] == "larger batch"]
+    # What needs more memory than the limit is not started.
+    (trial,) = [trial for trial in printed["trials"] if trial["technique"] == "larger batch"]
     assert (trial["outcome"], trial["windows"]) == ("would not fit", [])
     assert trial["reason"].endswith("10 MiB are available")
 
@@ -95,12 +88,11 @@ def test_what_cannot_be_tuned_is_refused(
 
 
 def test_recipe_is_never_written_over(warm: WarmCommand, tmp_path: Path) -> None:
-    done = warm.run([*TUNE, "--seconds", "5", "-o", "mine.json"], tmp_path).check()
-    assert "Wrote mine.json" in done.stdout
-    content = (tmp_path / "mine.json").read_text("utf-8")
+    shipped = shipped_recipes()["quickstart_untuned"].read_text("utf-8")
+    (tmp_path / "mine.json").write_text(shipped, "utf-8")
     said = warm.run(["tune", "mine.json", "-o", "mine.json", "--force"], tmp_path).refused()
     assert "is the recipe that is tuned" in said
-    assert (tmp_path / "mine.json").read_text("utf-8") == content
+    assert (tmp_path / "mine.json").read_text("utf-8") == shipped
 
 
 def test_ctrl_c_keeps_the_best_so_far(warm: WarmCommand, tmp_path: Path) -> None:

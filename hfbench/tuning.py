@@ -100,19 +100,21 @@ def _search(
         explore_evaluation(search, evaluate, len(bench.inputs.test))
     except KeyboardInterrupt:
         stopped = True
+    tried = {trial.technique for trial in search.trials}
+    idle = say_inapplicable(search.best, subject, budget.larger_batch)
     tuning = describe_search(
         search,
         recipe,
         describe_environment(subject.device_type),
         budget_seconds=budget.seconds,
         seconds=time.perf_counter() - started,
-        not_applicable=say_inapplicable(search.best, subject, budget.larger_batch),
+        not_applicable={name: why for name, why in idle.items() if name not in tried},
         stopped=stopped,
     )
     write_tuning(tuning, output)
     if stopped:
         raise Interrupted(
-            f"Stopped; candidates measured: {len(tuning.trials)}. The best so far is in {output}, what "
-            f"was measured in {measurements_file(output)}."
+            f"Stopped; candidates measured: {len(tuning.trials)}. The best so far is in {output}, "
+            f"what was measured in {measurements_file(output)}."
         )
     return tuning
