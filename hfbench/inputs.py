@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,7 @@ from hfbench.checkpoints import is_known_without_checkpoint
 from hfbench.clock import Clock
 from hfbench.connection import use_cache_if_unreachable
 from hfbench.data import ImageBatches, ImageSplit
-from hfbench.errors import HubError, RecipeError
+from hfbench.errors import HfbenchError, HubError, RecipeError
 from hfbench.models import (
     ModelSource,
     check_saved_processor,
@@ -32,7 +33,7 @@ from hfbench.models import (
 from hfbench.preprocessing import Preprocessing
 from hfbench.recipe import EMBEDDED_DATASETS, Recipe, local_path
 from hfbench.scores import Scores
-from hfbench.sources import load_splits
+from hfbench.sources import open_splits
 from hfbench.training import BenchTrainer, build_trainer
 
 _CHECKED_IMAGES = 4  # on which the saved image processor is compared with ours
@@ -54,9 +55,16 @@ class Inputs:
 def load_inputs(recipe: Recipe, args: TrainingArguments) -> Inputs:
     """Load data and model, process 0 first, so that the others find them in the cache."""
     with args.main_process_first(desc="loading data and model"):
-        source, train, test = _load_data(recipe)
-        set_seed(args.seed)  # the head and fresh weights are drawn now
-        model, initialization = load_model(recipe, source, train.label_names)
+        source, label_names, read_splits = _open_sources(recipe)
+        with ThreadPoolExecutor(1) as beside:  # images are decoded while weights are read or drawn
+            reading = beside.submit(read_splits)
+            set_seed(args.seed)  # the head and fresh weights are drawn now
+            try:
+                model, initialization = load_model(recipe, source, label_names)
+            except HfbenchError:
+                reading.result()  # what is wrong with the data is said first
+                raise
+            train, test = reading.result()
     needed = args.per_device_train_batch_size * args.world_size
     if args.dataloader_drop_last and len(train) < needed:
         raise RecipeError(
@@ -93,8 +101,10 @@ def load_inputs(recipe: Recipe, args: TrainingArguments) -> Inputs:
     )
 
 
-def _load_data(recipe: Recipe) -> tuple[ModelSource, ImageSplit, ImageSplit]:
-    """Read the model's configuration and the data.
+def _open_sources(
+    recipe: Recipe,
+) -> tuple[ModelSource, list[str], Callable[[], tuple[ImageSplit, ImageSplit]]]:
+    """Read the model's configuration, and all of the data but the images.
 
     If the Hub is out of reach, the error says what is missing of both.
     """
@@ -107,12 +117,13 @@ def _load_data(recipe: Recipe) -> tuple[ModelSource, ImageSplit, ImageSplit]:
         problems.append(str(error))
     interpolation = source.normalization.interpolation if source else "bilinear"
     try:
-        train, test = load_splits(recipe.dataset, recipe.preprocessing.image_size, interpolation)
+        size = recipe.preprocessing.image_size
+        label_names, read_splits = open_splits(recipe.dataset, size, interpolation)
     except HubError as error:
         problems.append(str(error))
     if problems or source is None:
         raise HubError.from_problems(recipe.name, problems)
-    return source, train, test
+    return source, label_names, read_splits
 
 
 def _needs_hub(recipe: Recipe) -> bool:
@@ -130,19 +141,23 @@ def assemble(
     callbacks: Sequence[TrainerCallback],
 ) -> BenchTrainer:
     """Put the trainer of a recipe together from its inputs."""
+    given = inputs.preprocessing
+    preprocessing = Preprocessing(  # a window's recipe may have another memory format
+        given.normalization, given.augmentation, given.seed, recipe.model.memory_format
+    )
 
     def batches(split: ImageSplit, augment: bool) -> ImageBatches:
         # On the CPU the host's memory is the device's.
         device = None if args.device.type == "cpu" else args.device
         location = recipe.preprocessing.location
-        return ImageBatches(split, inputs.preprocessing, location, augment, device)
+        return ImageBatches(split, preprocessing, location, augment, device)
 
     set_implementation(inputs.model, recipe.model)
     return build_trainer(
         recipe,
         args,
         inputs.model,
-        inputs.preprocessing,
+        preprocessing,
         batches(inputs.train, augment=True),
         batches(inputs.test, augment=False),
         _compute_metrics(inputs.test.label_names) if has_labels(recipe) else None,

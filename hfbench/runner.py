@@ -216,7 +216,7 @@ def _evaluate(recipe: Recipe, trainer: BenchTrainer, inputs: Inputs) -> tuple[Me
     dataset = recipe.dataset
     part = inputs.train.subset(dataset.max_train_eval_samples, dataset.subset_seed)
     seen: Any = trainer.eval_dataset
-    clean = ImageBatches(part, inputs.preprocessing, seen.location, False, seen.device)
+    clean = ImageBatches(part, seen.preprocessing, seen.location, False, seen.device)
     of_train = _predict(trainer, part, clean)
     return Metrics(
         test=metrics.score(scores, inputs.test.labels.numpy(), inputs.test.label_names),
