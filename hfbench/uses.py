@@ -47,9 +47,12 @@ def find_uses(recipe: Recipe) -> list[Use]:
     convolutional = is_convolutional(recipe) is not False
     baseline = _shipped_baseline(recipe)
     micro_batch = _micro_batch(recipe, baseline)
-    batch = (
-        micro_batch.off[_BATCH] if micro_batch else recipe.argument("per_device_train_batch_size")
-    )
+    batch = int(recipe.argument("per_device_train_batch_size"))
+    steps = int(recipe.argument("gradient_accumulation_steps"))
+    usual = ACCUMULATION_STEPS
+    if micro_batch:  # accumulation reaches its batch by the other way
+        batch, usual = int(micro_batch.off[_BATCH]), max(batch // int(micro_batch.off[_BATCH]), 2)
+    accumulated = (recipe, batch, steps if steps > 1 else usual)
     optional = (
         micro_batch,
         _compile(recipe),
@@ -66,8 +69,8 @@ def find_uses(recipe: Recipe) -> list[Use]:
     return [
         _mixed_precision(recipe, device),
         _pinned_memory(recipe, device),
-        _accumulation_same_batch(recipe, int(batch)),
-        _accumulation_larger_batch(recipe, int(batch)),
+        _accumulation_same_batch(*accumulated),
+        _accumulation_larger_batch(*accumulated),
         _memory_format(recipe, convolutional),
         *(use for use in optional if use is not None),
     ]
@@ -113,8 +116,7 @@ def _pinned_memory(recipe: Recipe, device: str) -> Use:
     )
 
 
-def _accumulation_same_batch(recipe: Recipe, batch: int) -> Use:
-    wanted = _wanted_steps(recipe)
+def _accumulation_same_batch(recipe: Recipe, batch: int, wanted: int) -> Use:
     # At least two images in a micro-batch: batch norm cannot train on a single one.
     steps = max(k for k in range(1, wanted + 1) if batch % k == 0 and (k == 1 or batch // k > 1))
     detail = f"{steps} micro-batches of {batch // steps} instead of {batch}"
@@ -133,8 +135,7 @@ def _accumulation_same_batch(recipe: Recipe, batch: int) -> Use:
     )
 
 
-def _accumulation_larger_batch(recipe: Recipe, batch: int) -> Use:
-    steps = _wanted_steps(recipe)
+def _accumulation_larger_batch(recipe: Recipe, batch: int, steps: int) -> Use:
     return Use(
         ACCUMULATION,
         "accumulation, larger batch",
@@ -143,11 +144,6 @@ def _accumulation_larger_batch(recipe: Recipe, batch: int) -> Use:
         {_STEPS: 1, _BATCH: batch},
         int(recipe.argument("gradient_accumulation_steps")) > 1,
     )
-
-
-def _wanted_steps(recipe: Recipe) -> int:
-    steps = int(recipe.argument("gradient_accumulation_steps"))
-    return steps if steps > 1 else ACCUMULATION_STEPS
 
 
 def _compile(recipe: Recipe) -> Use | None:

@@ -263,6 +263,8 @@ def test_accumulation_of_a_fast_recipe_is_that_of_its_baselines_micro_batch() ->
     # 280 in one step, as the fast recipe has them, by the tuned one's way; and 70, split.
     assert [larger[name] for name in names] == [4, 70]
     assert [same[name] for name in names] == [2, 35]
+    quick = turned_on(load_recipe("quickstart_fast"), "accumulation, larger batch")
+    assert [quick[name] for name in names] == [2, 32]  # 64
 
 
 @pytest.mark.parametrize(
