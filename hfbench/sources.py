@@ -57,12 +57,35 @@ def load_splits(
         DataError: If there is no such folder, split or column, or images or labels are not usable.
         HubError: If the Hub cannot be reached and the data set is not in the cache.
     """
+    _, read = open_splits(dataset, image_size, interpolation)
+    return read()
+
+
+def open_splits(
+    dataset: DatasetSection, image_size: int, interpolation: str
+) -> tuple[list[str], Callable[[], tuple[ImageSplit, ImageSplit]]]:
+    """Do what `load_splits` does in two parts, so that a model can be built during the second.
+
+    Returns:
+        Name of each class, and a function that decodes the images.
+
+    Raises:
+        DataError: As `load_splits`; for images that are not usable when the function is called.
+        HubError: The same.
+    """
     source = _open(dataset, image_size, interpolation)
-    train = source.read(dataset.train_split, dataset.max_train_samples)
-    test = source.read(dataset.eval_split, dataset.max_eval_samples)
-    for note in dict.fromkeys(train.notes + test.notes):
-        logger.info(note)
-    return train, test
+
+    def read() -> tuple[ImageSplit, ImageSplit]:
+        train = source.read(dataset.train_split, dataset.max_train_samples)
+        test = source.read(dataset.eval_split, dataset.max_eval_samples)
+        for note in dict.fromkeys(train.notes + test.notes):
+            logger.info(note)
+        return train, test
+
+    if isinstance(source, _Table):
+        return source.label_names(), read
+    splits = read()  # there is no image to decode
+    return splits[0].label_names, lambda: splits
 
 
 def _open(dataset: DatasetSection, image_size: int, interpolation: str) -> Source:
@@ -190,6 +213,7 @@ class _Table(Source):
         super().__init__(dataset)
         self.image_size, self.interpolation = image_size, interpolation
         self.splits = _load_table(dataset)
+        self._columns: dict[str, list[Any]] = {}
         both = (dataset.train_split, dataset.eval_split)
         tables = [self.splits[split] for split in both if split in self.splits]
         # A column counts if every split that is used has it.
@@ -198,12 +222,9 @@ class _Table(Source):
         self.check(list(self.splits), shared or first.column_names)
 
     def read(self, split: str, count: int | None) -> ImageSplit:
-        table = self.splits[split]
-        if not len(table):
-            raise DataError(f"{self.dataset.name_or_path}: split {split} is empty.")
         labels, label_names = self._labels(split)
         index = balanced_subset(labels, count, self.dataset.subset_seed)
-        rows = self._encoded(table.select(index))
+        rows = self._encoded(self.splits[split].select(index))
         decoded = load_decoded(
             self._identity(rows, split, index),
             {"image_size": self.image_size, "interpolation": self.interpolation},
@@ -218,8 +239,14 @@ class _Table(Source):
             self._revision(split),
         )
 
+    def label_names(self) -> list[str]:
+        """Return the names of the classes; the training split's labels are checked."""
+        return self._labels(self.dataset.train_split)[1]
+
     def _labels(self, split: str) -> tuple[np.ndarray, list[str]]:
         """Return the labels of a split as numbers, (N,), and the names of the classes."""
+        if not len(self.splits[split]):
+            raise DataError(f"{self.dataset.name_or_path}: split {split} is empty.")
         where = f"{self.dataset.name_or_path}: {split}.{self.dataset.label_column}"
         values = self._column(split)
         empty = [position for position, value in enumerate(values) if value is None]
@@ -279,7 +306,9 @@ class _Table(Source):
         return names, as_number
 
     def _column(self, split: str) -> list[Any]:
-        return _read_column(self.splits[split], self.dataset.label_column)
+        if split not in self._columns:
+            self._columns[split] = _read_column(self.splits[split], self.dataset.label_column)
+        return self._columns[split]
 
     def _revision(self, split: str) -> str | None:
         """Return the commit of a data set from the Hub: its cache is in a folder of that name."""
