@@ -149,7 +149,9 @@ def random_color(images: Tensor, choice: Tensor, magnitude: Tensor) -> Tensor:
     values.mul_(factor).add_(offset).add_(share * grey).div_(divisor)
     values.add_(0.5).floor_().clamp_(0, 255)
     threshold = torch.where(solarize, (magnitude * 257).floor(), 256.0)
-    values = torch.where(values >= threshold, 255 - values, values)
+    # 1 from the threshold on, else 0; comparing and choosing is 4 times as slow on a CPU.
+    inverted = (values - (threshold - 1)).clamp_(0, 1)
+    values.add_(inverted.mul_(255 - 2 * values))
     # To keep 8 - m bits is to go in steps of 2**m.
     step = torch.where(posterize, 16 >> (magnitude * 5).long(), 1)
     return values.div_(step).floor_().mul_(step).to(torch.uint8)

@@ -18,6 +18,7 @@ from hfbench.data import ImageBatches, ImageSplit
 from hfbench.preprocessing import Normalization, Preprocessing
 from hfbench.recipe import DatasetSection
 from hfbench.sources import load_splits
+from hfbench.switches import observe_switches
 from hfbench.training import BenchTrainer
 from tests.builders import make_trainer, tiny_recipe, vit_config, write_model
 
@@ -397,6 +398,18 @@ def test_real_images_are_resized_as_by_torchvision_and_on_both_sides_alike(share
         assert torch.equal(((values * std + mean) * 255).round().to(torch.uint8), expected)
 
 
+@pytest.mark.parametrize("memory_format", ["contiguous", "channels_last"])
+def test_no_step_has_to_wait_for_what_a_device_computed(memory_format: Any) -> None:
+    # On the meta device nothing is computed: a value that is asked for, or a shape that depends on
+    # one, is an error.
+    images = torch.empty(4, 3, 20, 28, dtype=torch.uint8, device="meta")
+    sample = torch.empty(4, dtype=torch.int64, device="meta")
+    module = Preprocessing(HALF, ALL, 0, memory_format).to("meta")
+
+    assert module(images, sample, images, sample).shape == (4, 3, 8, 8)
+    assert module(images).shape == (4, 3, 8, 8)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 @pytest.mark.parametrize("augmentation", [[], ALL])
@@ -615,6 +628,29 @@ def test_mixed_labels_are_learned_as_by_a_plain_loop_under_accumulation(
     assert trainer.mean_training_loss() == pytest.approx(float(loss.detach()), abs=1e-6)
     for name, value in trainer.model.named_parameters():
         torch.testing.assert_close(before[name] - value, gradients[name], rtol=1e-4, atol=1e-6)
+
+
+def test_switch_says_where_images_were_prepared_and_why_not_where_they_were_asked_to_lie(
+    vit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def switch(location: str) -> tuple[Any, Any, str | None]:
+        recipe = tiny_recipe(vit, pretrained=True, preprocessing={"location": location})
+        trainer = make_trainer(recipe, tmp_path)
+        trainer.get_train_dataloader()
+        with monkeypatch.context() as patch:
+            if other_device:
+                patch.setattr(type(trainer.args), "device", torch.device("xpu"))
+            found = observe_switches(recipe, trainer)["preprocessing_location"]
+        return found.requested, found.applied, found.reason
+
+    other_device = False
+    assert switch("host") == ("host", "host", None)
+    assert switch("device") == ("device", "device", None)
+    other_device = True  # with images that were not copied there
+    requested, applied, reason = switch("device")
+    assert (requested, applied) == ("device", "device, images in host memory")
+    assert reason
+    assert "a quarter of the device's free memory" in reason
 
 
 def test_evaluation_mixes_nothing(vit: Path, tmp_path: Path) -> None:
