@@ -67,10 +67,10 @@ CUDNN_BENCHMARK = Technique("cuDNN benchmark", ("model.cudnn_benchmark",), ("cud
 ATTENTION = Technique(
     "attention implementation", ("model.attn_implementation",), ("attn_implementation",)
 )
-NAN_FILTER = Technique("NaN filter off", ("training_args.logging_nan_inf_filter",), ())
-MICRO_BATCH = Technique("larger micro-batch", ("training_args.per_device_train_batch_size",), ())
+NAN_FILTER = Technique("NaN filter", ("training_args.logging_nan_inf_filter",), ())
+MICRO_BATCH = Technique("micro-batch", ("training_args.per_device_train_batch_size",), ())
 EVALUATION_BATCH = Technique("evaluation batch", ("training_args.per_device_eval_batch_size",), ())
-NO_CHECKPOINTS = Technique("no checkpoints", ("training_args.save_strategy",), ())
+CHECKPOINTS = Technique("checkpoints", ("training_args.save_strategy",), ())
 
 TECHNIQUES = (
     MIXED_PRECISION,
@@ -87,7 +87,7 @@ TECHNIQUES = (
     NAN_FILTER,
     MICRO_BATCH,
     EVALUATION_BATCH,
-    NO_CHECKPOINTS,
+    CHECKPOINTS,
 )
 
 

@@ -10,6 +10,7 @@ from hfbench.recipe import Recipe, load_recipe, shipped_recipes
 from hfbench.techniques import (
     ACCUMULATION,
     ATTENTION,
+    CHECKPOINTS,
     COMPILE,
     CUDNN_BENCHMARK,
     DEVICE_PREPROCESSING,
@@ -18,7 +19,6 @@ from hfbench.techniques import (
     MICRO_BATCH,
     MIXED_PRECISION,
     NAN_FILTER,
-    NO_CHECKPOINTS,
     OPTIMIZER,
     PINNED_MEMORY,
     TF32,
@@ -64,7 +64,7 @@ def find_uses(recipe: Recipe) -> list[Use]:
         _attention(recipe),
         _nan_filter(recipe, device),
         _evaluation_batch(recipe, baseline),
-        _no_checkpoints(recipe, baseline),
+        _checkpoints(recipe, baseline),
     )
     return [
         _mixed_precision(recipe, device),
@@ -239,7 +239,7 @@ def _nan_filter(recipe: Recipe, device: str) -> Use | None:
     return Use(
         NAN_FILTER,
         NAN_FILTER.name,
-        "the loss stays on the device",
+        "off: the loss stays on the device",
         {setting: False},
         {setting: True},
         True,
@@ -274,16 +274,16 @@ def _larger(technique: Technique, recipe: Recipe, baseline: Recipe | None) -> Us
     return Use(technique, technique.name, detail, {setting: ours}, {setting: theirs}, True)
 
 
-def _no_checkpoints(recipe: Recipe, baseline: Recipe | None) -> Use | None:
-    (setting,) = NO_CHECKPOINTS.settings
+def _checkpoints(recipe: Recipe, baseline: Recipe | None) -> Use | None:
+    (setting,) = CHECKPOINTS.settings
     name = setting.partition(".")[2]
     if baseline is None or recipe.argument(name) != "no" or baseline.argument(name) == "no":
         return None
     theirs = str(getattr(baseline.argument(name), "value", baseline.argument(name)))
-    detail = f"instead of one every {theirs}"
+    detail = f"none instead of one every {theirs}"
     return Use(
-        NO_CHECKPOINTS,
-        NO_CHECKPOINTS.name,
+        CHECKPOINTS,
+        CHECKPOINTS.name,
         detail,
         {setting: "no"},
         {setting: theirs},

@@ -114,7 +114,7 @@ def test_fast_recipe_is_taken_apart_into_what_it_has() -> None:
     plan = plan_ablation(load_recipe("resnet50_cifar10_fast", ["training_args.use_cpu=true"]))
     has = {
         "mixed precision",
-        "larger micro-batch",
+        "micro-batch",
         "memory format",
         "device preprocessing",
         "optimizer implementation",
@@ -124,9 +124,9 @@ def test_fast_recipe_is_taken_apart_into_what_it_has() -> None:
     assert {item.technique for item in plan.not_run} == {
         "pinned memory",
         "cuDNN benchmark",
-        "NaN filter off",
+        "NaN filter",
         "evaluation batch",
-        "no checkpoints",
+        "checkpoints",
     }
     # Without any of it, it is the baseline, but for what only whole runs show or has no effect.
     none, baseline = plan.find("none").recipe, load_recipe("resnet50_cifar10_untuned")
@@ -138,11 +138,11 @@ def test_fast_recipe_is_taken_apart_into_what_it_has() -> None:
 
 def test_what_acts_outside_of_steps_is_ablated_by_whole_runs() -> None:
     recipe = load_recipe("quickstart_fast")
-    (idle,) = (i for i in plan_ablation(recipe).not_run if i.technique == "no checkpoints")
+    (idle,) = (i for i in plan_ablation(recipe).not_run if i.technique == "checkpoints")
     assert idle.reason == "short windows neither evaluate nor save; --full runs do"
     plan = plan_ablation(recipe, whole_runs=True)
-    assert plan.find("no-checkpoints").recipe.argument("save_strategy") == "no"
-    assert plan.find("all-but-no-checkpoints").recipe.argument("save_strategy") == "epoch"
+    assert plan.find("checkpoints").recipe.argument("save_strategy") == "no"
+    assert plan.find("all-but-checkpoints").recipe.argument("save_strategy") == "epoch"
     variants = {recipe.name: recipe.variant for recipe in full_recipes(plan)}
     assert variants.pop("quickstart_fast.none") == "untuned"
     assert set(variants.values()) == {"fast"}

@@ -229,12 +229,12 @@ def test_attention_that_a_recipe_names_is_set_against_eager() -> None:
 
 def test_nan_filter_costs_nothing_where_the_host_computes(monkeypatch: pytest.MonkeyPatch) -> None:
     values = {"logging_nan_inf_filter": False}
-    use = find(tiny_recipe(**values), "NaN filter off")
+    use = find(tiny_recipe(**values), "NaN filter")
     assert use.in_recipe
     assert use.no_effect is not None
     monkeypatch.setattr("hfbench.uses.accelerator_type", lambda: "cuda")
     values |= {"use_cpu": False, "fp16": True}
-    assert find(tiny_recipe(**values), "NaN filter off").no_effect is None
+    assert find(tiny_recipe(**values), "NaN filter").no_effect is None
 
 
 # --- what a fast recipe has more of than its baseline ---
@@ -244,13 +244,13 @@ def test_larger_batches_and_missing_checkpoints_are_told_by_the_shipped_baseline
     fast = load_recipe("resnet50_cifar10_fast", ["training_args.use_cpu=true"])
     found = {use.name: use for use in find_uses(fast)}
     batch = "training_args.per_device_train_batch_size"
-    micro = found["larger micro-batch"]
+    micro = found["micro-batch"]
     assert (micro.on, micro.off) == ({batch: 256}, {batch: 64})
     assert found["evaluation batch"].detail == "512 instead of 128"
-    assert found["no checkpoints"].off == {"training_args.save_strategy": "epoch"}
+    assert found["checkpoints"].off == {"training_args.save_strategy": "epoch"}
     assert [use.name for use in found.values() if not use.in_steps] == [
         "evaluation batch",
-        "no checkpoints",
+        "checkpoints",
     ]
 
 
@@ -272,4 +272,4 @@ def test_accumulation_of_a_fast_recipe_is_that_of_its_baselines_micro_batch() ->
 )
 def test_batch_that_is_not_larger_or_has_no_shipped_baseline_is_no_technique(override: str) -> None:
     fast = load_recipe("resnet50_cifar10_fast", ["training_args.use_cpu=true", override])
-    assert all(use.name != "larger micro-batch" for use in find_uses(fast))
+    assert all(use.name != "micro-batch" for use in find_uses(fast))
