@@ -44,8 +44,8 @@ def tune_command(
         typer.Option(
             "--memory",
             min=1,
-            help="MiB that training may take: of the device, on a CPU of the process.  "
-            "[default: what is free]",
+            help="MiB that training may take: of the device, on a CPU of the process (default: "
+            "what is free).",
             show_default=False,
         ),
     ] = None,
@@ -54,8 +54,7 @@ def tune_command(
         typer.Option(
             "--output",
             "-o",
-            help="File of the new recipe; measurements go beside it.  [default: <recipe "
-            "name>_best.json]",
+            help="File of the new recipe; measurements go beside it (default: RECIPE_best.json).",
             show_default=False,
         ),
     ] = None,

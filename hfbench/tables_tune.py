@@ -51,7 +51,7 @@ def _say_outcome(trial: Trial) -> str:
 def _candidates(tuning: Tuning) -> Table:
     table = PlainTable()
     table.add_column("candidate", overflow="fold")
-    for heading, width in {"images/s": 8, "against best": _RATIO_WIDTH, "memory": 9}.items():
+    for heading, width in {"images/s": 8, "against best": _RATIO_WIDTH, "MiB": 6}.items():
         table.add_column(heading, justify="right", width=width)
     table.add_column("outcome", overflow="fold")
     table.add_column("results", overflow="fold")
@@ -62,7 +62,7 @@ def _candidates(tuning: Tuning) -> Table:
             f"{trial.technique}: {trial.detail}",
             _MISSING if trial.samples_per_second is None else f"{trial.samples_per_second:.1f}",
             _ratio(trial.ratio),
-            _MISSING if trial.peak_memory_mib is None else f"{trial.peak_memory_mib:.0f} MiB",
+            _MISSING if trial.peak_memory_mib is None else f"{trial.peak_memory_mib:.0f}",
             Text(_say_outcome(trial), style=_STYLES.get(trial.outcome, "")),
             _RESULTS.get(trial.effect, "check"),
         )

@@ -67,13 +67,18 @@ def resident_mib() -> float:
     return float(psutil.Process().memory_info().rss) / 2**20
 
 
-def available_mib() -> float:
-    """Return the memory that this process can still get: of the machine, or of its container."""
+def available_mib(cgroup: Path = _CGROUP) -> float:
+    """Return the memory (MiB) that this process can still get: of the machine, or its container.
+
+    Args:
+        cgroup: Folder of the container's limits, of Linux's control groups version 2. What files
+            it has cached there can be dropped.
+    """
     machine = float(psutil.virtual_memory().available) / 2**20
     try:
-        limit = int((_CGROUP / "memory.max").read_text())  # "max" if there is none
-        used = int((_CGROUP / "memory.current").read_text())
-        lines = (_CGROUP / "memory.stat").read_text().splitlines()
+        limit = int((cgroup / "memory.max").read_text())  # "max" if there is none
+        used = int((cgroup / "memory.current").read_text())
+        lines = (cgroup / "memory.stat").read_text().splitlines()
     except (OSError, ValueError):
         return machine
     cached = next((int(line.split()[1]) for line in lines if line.startswith("inactive_file ")), 0)

@@ -77,8 +77,11 @@ def name_best(search: Search, recipe: Recipe, environment: Environment) -> Recip
         said = f"{recipe.name} with what hfbench tune found to pay: {changes}{gained}"
     else:
         said = f"{recipe.name} as it is: hfbench tune found nothing that pays"
+    # Two recipes must not be pushed to one place.
+    arguments = {k: v for k, v in search.best.training_args.items() if k != "hub_model_id"}
     return search.best.model_copy(
         update={
+            "training_args": arguments,
             "schema_": None,
             "name": recipe.name + BEST,
             "variant": "fast",
@@ -144,6 +147,8 @@ def _say_notes(search: Search, recipe: Recipe, stopped: bool) -> list[str]:
     left = sum(trial.outcome == "not measured" for trial in search.trials)
     if left:
         notes.append(f"Candidates not measured: {left}; more --seconds measures more.")
+    if recipe.training_args.get("hub_model_id"):
+        notes.append("hub_model_id was left out: both recipes would be pushed to the same place.")
     if stopped:
         notes.append("Stopped before the end: the best was not measured against the start.")
     return notes

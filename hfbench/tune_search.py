@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from hfbench.ablation_result import Ratio
-from hfbench.errors import DeviceError, first_line
+from hfbench.errors import DeviceError, HfbenchError, first_line
 from hfbench.recipe import Recipe
 from hfbench.tune_decision import decide, ratio_of
 from hfbench.tune_memory import MemoryForecast, is_out_of_memory, peak_mib
@@ -188,10 +188,16 @@ class Search:
             self._measure_pairs(candidate.apply(self.best), windows)
         except Exception as error:  # whatever this machine cannot do in this way
             found = "out of memory" if is_out_of_memory(error) else "failed"
-            return trial.model_copy(
-                update={"outcome": found, "reason": first_line(error), "windows": windows}
-            )
-        return decide(trial, windows)
+            is_ours = isinstance(error, HfbenchError)  # whose problems stand below the first line
+            reason = " ".join(str(error).split()) if is_ours else first_line(error)
+            return trial.model_copy(update={"outcome": found, "reason": reason, "windows": windows})
+        decided = decide(trial, windows)
+        if self.windows.latest.first_loss is not None and any(
+            item.candidate and item.window.first_loss is None for item in windows
+        ):
+            why = "its first loss is not finite"
+            return decided.model_copy(update={"outcome": "failed", "reason": why})
+        return decided
 
     def _refuse(self, candidate: Candidate) -> dict[str, Any] | None:
         """Say why a candidate cannot be measured: its outcome and reason."""

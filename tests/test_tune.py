@@ -16,7 +16,7 @@ from hfbench.errors import DeviceError, Interrupted, ResultError
 from hfbench.recipe import Recipe, load_recipe
 from hfbench.tune_decision import decide, ratio_of
 from hfbench.tune_evaluation import explore_evaluation, measure_evaluation
-from hfbench.tune_memory import MemoryForecast, resident_mib
+from hfbench.tune_memory import MemoryForecast, available_mib, is_out_of_memory, resident_mib
 from hfbench.tune_outcome import describe_search
 from hfbench.tune_plan import (
     LARGER_BATCH,
@@ -71,6 +71,7 @@ class FakeBench:
         self.recipes: list[Recipe] = []
         self.fails: Callable[[Recipe], Exception | None] = lambda recipe: None
         self.mib_per_image = 10.0
+        self.diverges: Callable[[Recipe], bool] = lambda recipe: False
 
     def measure(self, steps: int, warmup_steps: int, recipe: Recipe) -> Window:
         """Do what `Bench.measure_window` does; `noise` is the standard deviation of logarithms."""
@@ -86,7 +87,8 @@ class FakeBench:
         images = batch * int(recipe.argument("gradient_accumulation_steps"))
         self.now += 0.1 + (steps + warmup_steps) * images / speed
         window = make_window(speed, steps, images, 500.0 + self.mib_per_image * batch)
-        return window.model_copy(update={"warmup_steps": warmup_steps})
+        loss = None if self.diverges(recipe) else 1.0
+        return window.model_copy(update={"warmup_steps": warmup_steps, "first_loss": loss})
 
 
 def make_search(
@@ -327,6 +329,8 @@ def test_out_of_memory_is_recorded_and_the_search_goes_on() -> None:
     def fail(recipe: Recipe) -> Exception | None:
         if recipe.preprocessing.location == "device":
             return RuntimeError("no kernel image\nfor this device")
+        if recipe.argument("bf16"):
+            return DeviceError.from_problems("tiny", ["bf16: not here."])
         return error if recipe.model.memory_format == "channels_last" else None
 
     bench.fails = fail
@@ -337,7 +341,17 @@ def test_out_of_memory_is_recorded_and_the_search_goes_on() -> None:
     assert found.reason == "CUDA out of memory. Tried to allocate 2.00 GiB."
     found = trials["preprocessing: on the device"]
     assert (found.outcome, found.reason) == ("failed", "no kernel image")
+    assert trials["precision: bf16"].reason == "tiny has 1 problem: bf16: not here."
     assert trials["optimizer: adamw_torch_fused"].outcome == "taken"
+
+
+def test_fast_candidate_without_a_finite_loss_is_not_taken() -> None:
+    bench = FakeBench({("training_args.bf16", True): 3.0})
+    bench.diverges = lambda recipe: bool(recipe.argument("bf16"))
+    search = make_search(bench)
+    found = run(search)["precision: bf16"]
+    assert (found.outcome, found.reason) == ("failed", "its first loss is not finite")
+    assert search.best == search.start
 
 
 def test_start_that_does_not_fit_is_split_into_smaller_micro_batches() -> None:
@@ -379,6 +393,24 @@ def test_memory_that_is_free_is_the_limit_on_a_cpu_and_torch_says_it_on_an_accel
     assert room > 100
     assert MemoryForecast(0.0, None, on_accelerator=True).room() is None
     assert MemoryForecast(0.0, 123.0, on_accelerator=True).room() == 123
+
+
+def test_container_limits_what_is_free(tmp_path: Path) -> None:
+    whole = available_mib(tmp_path / "none")
+    (tmp_path / "memory.max").write_text(f"{1000 * 2**20}\n")
+    (tmp_path / "memory.current").write_text(f"{900 * 2**20}\n")
+    (tmp_path / "memory.stat").write_text(f"anon 1\ninactive_file {100 * 2**20}\nfile 2\n")
+    assert whole > 200
+    assert available_mib(tmp_path) == 200
+    (tmp_path / "memory.max").write_text("max\n")
+    assert available_mib(tmp_path) > 200
+
+
+def test_memory_that_the_system_refuses_is_out_of_memory() -> None:
+    with pytest.raises(RuntimeError) as refused:
+        torch.empty(2**50)
+    assert is_out_of_memory(refused.value)
+    assert not is_out_of_memory(RuntimeError("shapes differ"))
 
 
 @pytest.mark.parametrize("seconds", [10.0, 40.0, 120.0])
@@ -566,6 +598,14 @@ def test_written_recipe_loads_and_its_measurements_are_beside_it(tmp_path: Path)
         assert len(trial.windows) == 0 or trial.samples_per_second is not None
     with pytest.raises(ResultError, match="is there already"):
         tune(tiny_recipe(), output, seconds=5)
+
+
+def test_best_recipe_is_not_pushed_over_the_one_that_was_given() -> None:
+    search = make_search(FakeBench({}), tiny_recipe(push_to_hub=True, hub_model_id="me/tiny"))
+    search.prepare()
+    tuning = _describe(search)
+    assert "hub_model_id" not in tuning.best.training_args
+    assert any("hub_model_id was left out" in note for note in tuning.notes)
 
 
 def test_ctrl_c_writes_the_best_so_far(tmp_path: Path) -> None:
