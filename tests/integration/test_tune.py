@@ -97,8 +97,8 @@ def test_recipe_is_never_written_over(warm: WarmCommand, tmp_path: Path) -> None
 
 def test_ctrl_c_keeps_the_best_so_far(warm: WarmCommand, tmp_path: Path) -> None:
     running = warm.start([*TUNE, "--seconds", "1000"], tmp_path)
-    deadline = time.monotonic() + 60
-    while "start:" not in (running.output / "stderr").read_text("utf-8"):
+    said, deadline = running.output / "stderr", time.monotonic() + 60
+    while not said.exists() or "start:" not in said.read_text("utf-8"):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     running.send(signal.SIGINT)
