@@ -36,8 +36,13 @@ def without_walks(model: nn.Module) -> Iterator[None]:
     """
     parameters = list(model.parameters())
 
+    # A wrapper for several processes begins with `training` true around a model that was not told
+    # to train, and evaluation tells the model inside alone.
+    inside = getattr(model, "module", model)
+
     def train(mode: bool = True) -> nn.Module:
-        return model if model.training == mode else type(model).train(model, mode)
+        told = model.training == mode == inside.training
+        return model if told else type(model).train(model, mode)
 
     def zero_grad(set_to_none: bool = True) -> None:
         if not set_to_none:
