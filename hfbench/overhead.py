@@ -28,8 +28,8 @@ def ask_once_for_lomo() -> None:
 def without_walks(model: nn.Module) -> Iterator[None]:
     """Spare a model that is training the walks that change nothing, while inside.
 
-    Trainer calls ``model.train()`` in each micro-batch and ``model.zero_grad()`` in each step; both
-    visit every module.
+    Trainer calls ``model.train()`` in each micro-batch, ``model.zero_grad()`` and, to clip,
+    ``model.parameters()`` in each step; all visit every module.
 
     Args:
         model: As the training loop calls it, wrapped; its parameters stay the same objects.
@@ -51,7 +51,10 @@ def without_walks(model: nn.Module) -> Iterator[None]:
         for parameter in parameters:
             parameter.grad = None
 
-    shadows = {"train": train, "zero_grad": zero_grad}
+    def list_parameters(recurse: bool = True) -> Iterator[nn.Parameter]:
+        return iter(parameters) if recurse else type(model).parameters(model, recurse)
+
+    shadows = {"train": train, "zero_grad": zero_grad, "parameters": list_parameters}
     vars(model).update(shadows)
     try:
         yield

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformers.training_args import OptimizerNames
 
+from hfbench.allocator import keeps_freed_memory
 from hfbench.environment import requested_processes
 from hfbench.recipe import Recipe
 from hfbench.result import Switch
@@ -71,6 +72,9 @@ def observe_switches(recipe: Recipe, trainer: BenchTrainer) -> dict[str, Switch]
             recipe.model.cudnn_benchmark,
             torch.backends.cudnn.benchmark and args.device.type == "cuda",
             "there is no cuDNN: the model is not on an NVIDIA GPU",
+        ),
+        "keep_freed_memory": switch(
+            recipe.model.keep_freed_memory, keeps_freed_memory(), "needs Linux with glibc"
         ),
         "torch_compile": switch(
             bool(recipe.argument("torch_compile")), hasattr(trainer.model_wrapped, "_orig_mod")

@@ -67,6 +67,7 @@ CUDNN_BENCHMARK = Technique("cuDNN benchmark", ("model.cudnn_benchmark",), ("cud
 ATTENTION = Technique(
     "attention implementation", ("model.attn_implementation",), ("attn_implementation",)
 )
+KEPT_MEMORY = Technique("kept memory", ("model.keep_freed_memory",), ("keep_freed_memory",))
 NAN_FILTER = Technique("NaN filter", ("training_args.logging_nan_inf_filter",), ())
 MICRO_BATCH = Technique("micro-batch", ("training_args.per_device_train_batch_size",), ())
 EVALUATION_BATCH = Technique("evaluation batch", ("training_args.per_device_eval_batch_size",), ())
@@ -84,6 +85,7 @@ TECHNIQUES = (
     MEMORY_FORMAT,
     CUDNN_BENCHMARK,
     ATTENTION,
+    KEPT_MEMORY,
     NAN_FILTER,
     MICRO_BATCH,
     EVALUATION_BATCH,

@@ -21,6 +21,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from hfbench.allocator import keep_freed_memory
 from hfbench.arguments import HUB_ARGUMENTS, takes_number
 from hfbench.clock import Clock
 from hfbench.data import ImageBatches
@@ -93,6 +94,7 @@ def build_training_arguments(recipe: Recipe, output_dir: Path) -> TrainingArgume
     args._n_gpu = min(args.n_gpu, 1)
     set_tf32(recipe.training_args.get("tf32"))
     torch.backends.cudnn.benchmark = recipe.model.cudnn_benchmark
+    keep_freed_memory(recipe.model.keep_freed_memory)
     return args
 
 
@@ -231,6 +233,12 @@ class BenchTrainer(Trainer):
         self.clock.count_samples(sum(len(batch["labels"]) for batch in batches))
         self.clock.timeline.enter("overhead")
         return batches, items
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
+        # Each image has its label: to look for those to ignore takes a third of fetching a batch.
+        if self.args.world_size > 1 or not batch_samples:
+            return super()._get_num_items_in_batch(batch_samples, device)
+        return sum(len(batch["labels"]) for batch in batch_samples)
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         prepared: dict[str, Any] = super()._prepare_inputs(inputs)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from hfbench.allocator import can_keep_freed_memory
 from hfbench.environment import accelerator_type, check_machine
 from hfbench.recipe import Recipe
 from hfbench.techniques import change
@@ -102,6 +103,7 @@ def list_techniques(larger_batch: bool) -> dict[str, Offers]:
         "preprocessing": _locations,
         "precision": _precisions,
         "memory format": _memory_formats,
+        "kept memory": _kept_memory,
         "cuDNN benchmark": _cudnn_benchmarks,
         "optimizer": _optimizers,
         "NaN filter": _nan_filters,
@@ -118,6 +120,7 @@ def say_inapplicable(recipe: Recipe, subject: Subject, larger_batch: bool) -> di
     reasons = {
         "precision": "this machine has no other",
         "memory format": "the model is not convolutional",
+        "kept memory": "for a CPU, with glibc",
         "cuDNN benchmark": "needs a convolutional model on an NVIDIA GPU",
         "optimizer": "only AdamW has a fused twin here",
         "NaN filter": "off already",
@@ -202,6 +205,13 @@ def _memory_formats(recipe: Recipe, subject: Subject) -> Iterator[Candidate]:
     if subject.convolutional or last:
         other = "contiguous" if last else "channels_last"
         yield Candidate("memory format", other, {"model.memory_format": other}, ROUNDING)
+
+
+def _kept_memory(recipe: Recipe, subject: Subject) -> Iterator[Candidate]:
+    if subject.device_type == "cpu" and can_keep_freed_memory():
+        on = not recipe.model.keep_freed_memory
+        word = "on" if on else "off"
+        yield Candidate("kept memory", word, {"model.keep_freed_memory": on}, SAME_NUMBERS)
 
 
 def _cudnn_benchmarks(recipe: Recipe, subject: Subject) -> Iterator[Candidate]:

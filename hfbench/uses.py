@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from hfbench.allocator import can_keep_freed_memory
 from hfbench.convolutions import is_convolutional
 from hfbench.environment import accelerator_type
 from hfbench.recipe import Recipe, load_recipe, shipped_recipes
@@ -15,6 +16,7 @@ from hfbench.techniques import (
     CUDNN_BENCHMARK,
     DEVICE_PREPROCESSING,
     EVALUATION_BATCH,
+    KEPT_MEMORY,
     MEMORY_FORMAT,
     MICRO_BATCH,
     MIXED_PRECISION,
@@ -40,8 +42,9 @@ def find_uses(recipe: Recipe) -> list[Use]:
 
     Returns:
         Always mixed precision, pinned memory, both kinds of accumulation, and memory format; cuDNN
-        benchmark on NVIDIA GPUs; the others where the recipe has them. Batch sizes and checkpoints
-        are those of a fast recipe against its baseline's, if that is one of the shipped ones.
+        benchmark on NVIDIA GPUs; kept memory on CPUs; the others where the recipe has them. Batch
+        sizes and checkpoints are those of a fast recipe against its baseline's, if that is one of
+        the shipped ones.
     """
     device = "cpu" if recipe.argument("use_cpu") else accelerator_type() or "cpu"
     convolutional = is_convolutional(recipe) is not False
@@ -62,6 +65,7 @@ def find_uses(recipe: Recipe) -> list[Use]:
         _tf32(recipe),
         _cudnn_benchmark(recipe, device, convolutional),
         _attention(recipe),
+        _kept_memory(recipe, device),
         _nan_filter(recipe, device),
         _evaluation_batch(recipe, baseline),
         _checkpoints(recipe, baseline),
@@ -230,6 +234,20 @@ def _attention(recipe: Recipe) -> Use | None:
     (setting,) = ATTENTION.settings
     detail = f"{chosen} instead of {_EAGER}"
     return Use(ATTENTION, ATTENTION.name, detail, {setting: chosen}, {setting: _EAGER}, True)
+
+
+def _kept_memory(recipe: Recipe, device: str) -> Use | None:
+    in_recipe = recipe.model.keep_freed_memory
+    if device != "cpu":
+        no_effect: str | None = "a step's memory is the device's, which torch keeps anyway"
+    else:
+        no_effect = None if can_keep_freed_memory() else "needs Linux with glibc"
+    if no_effect and not in_recipe:
+        return None
+    (setting,) = KEPT_MEMORY.settings
+    detail = "of a step for the next one"
+    on, off = {setting: True}, {setting: False}
+    return Use(KEPT_MEMORY, KEPT_MEMORY.name, detail, on, off, in_recipe, no_effect)
 
 
 def _nan_filter(recipe: Recipe, device: str) -> Use | None:

@@ -130,7 +130,8 @@ class Bench:
             steps: To measure, at least 1.
             warmup_steps: Before them, at least 1.
             recipe: A variant that differs in `training_args`, `preprocessing.location` and how the
-                model computes (`memory_format`, `attn_implementation`, `cudnn_benchmark`) alone;
+                model computes (`memory_format`, `attn_implementation`, `cudnn_benchmark`,
+                `keep_freed_memory`) alone;
                 by default the bench's own recipe.
 
         Raises:

@@ -664,7 +664,7 @@ def test_modules_are_not_walked_in_each_step(
 def test_model_is_as_it_was_after_training(vit: Path, tmp_path: Path) -> None:
     trainer = make_trainer(tiny_recipe(vit, pretrained=True, max_steps=2), tmp_path)
     trainer.train()
-    assert {"train", "zero_grad"}.isdisjoint(vars(trainer.model))
+    assert {"train", "zero_grad", "parameters"}.isdisjoint(vars(trainer.model))
     copy.deepcopy(trainer.model).eval()
     assert trainer.model.training
 
