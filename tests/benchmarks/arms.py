@@ -97,7 +97,7 @@ class Measurement:
         images: Trained on, or evaluated.
         seconds: Wall time.
         cpu_seconds: Of this process and its loader's workers that have ended.
-        data_cpu_seconds: The part of it that fetched batches; only without workers.
+        data_cpu_seconds: The main thread's for fetching batches; only without workers.
     """
 
     images: int
@@ -348,11 +348,11 @@ def run_trainer(trainer: Any, spec: Spec, started: float) -> None:
 
     def timed_fetch(*args: Any, **kwargs: Any) -> Any:
         nonlocal fetching
-        before = time.process_time()
+        before = time.thread_time()  # threads of torch that spin meanwhile do nothing for it
         try:
             return fetch(*args, **kwargs)
         finally:
-            fetching += time.process_time() - before
+            fetching += time.thread_time() - before
 
     trainer.get_batch_samples = timed_fetch
 
