@@ -49,6 +49,7 @@ def test_untuned_recipe_is_measured_with_the_basic_techniques_and_says_so() -> N
         "accumulation-same-batch",
         "accumulation-larger-batch",
         "memory-format",
+        "kept-memory",
         "all",
     ]
     assert plan.find("all").techniques == ("mixed precision", "accumulation, larger batch")
@@ -83,8 +84,9 @@ def test_all_but_one_lacks_that_one_alone() -> None:
     }
     for item in plan.attributions:
         assert plan.find(item.alone).techniques == (item.technique,)
-        if item.technique in ("accumulation, same batch", "memory format"):
-            # The one excludes the accumulation that enlarges the batch; the other the recipe lacks.
+        if item.technique in ("accumulation, same batch", "memory format", "kept memory"):
+            # The first excludes the accumulation that enlarges the batch; the recipe lacks both
+            # others.
             assert item.all_but is None
             continue
         assert item.all_but is not None
@@ -95,7 +97,7 @@ def test_all_but_one_lacks_that_one_alone() -> None:
 def test_configurations_that_come_to_the_same_are_measured_once() -> None:
     plan = plan_ablation(tiny_recipe(**TUNED))
     assert plan.find("mixed-precision").also == ("all but accumulation, larger batch",)
-    assert len({item.recipe.digest() for item in plan.configurations}) == 6
+    assert len({item.recipe.digest() for item in plan.configurations}) == 7
     one = plan_ablation(tiny_recipe(bf16=True))
     assert one.find("mixed-precision").also == ("all",)
     assert one.find("none").also == ("all but mixed precision",)
@@ -104,8 +106,8 @@ def test_configurations_that_come_to_the_same_are_measured_once() -> None:
 def test_recipes_of_full_runs_are_valid_and_name_their_baseline() -> None:
     recipes = full_recipes(plan_ablation(tiny_recipe(**TUNED)))
     assert [recipe.name for recipe in recipes][:2] == ["tiny.none", "tiny.mixed-precision"]
-    assert [recipe.baseline for recipe in recipes] == [None, *["tiny.none"] * 5]
-    assert len({recipe.digest() for recipe in recipes}) == 6
+    assert [recipe.baseline for recipe in recipes] == [None, *["tiny.none"] * 6]
+    assert len({recipe.digest() for recipe in recipes}) == 7
     with pytest.raises(RecipeError, match="at most 96"):
         full_recipes(plan_ablation(make_recipe(name="x" * 90)))
 
@@ -116,6 +118,7 @@ def test_fast_recipe_is_taken_apart_into_what_it_has() -> None:
         "mixed precision",
         "micro-batch",
         "memory format",
+        "kept memory",
         "device preprocessing",
         "optimizer implementation",
     }
@@ -132,6 +135,9 @@ def test_fast_recipe_is_taken_apart_into_what_it_has() -> None:
     none, baseline = plan.find("none").recipe, load_recipe("resnet50_cifar10_untuned")
     assert none.preprocessing == baseline.preprocessing
     assert none.model.memory_format == baseline.model.memory_format
+    assert none.model.keep_freed_memory is baseline.model.keep_freed_memory is False
+    assert plan.find("all-but-kept-memory").recipe.model.keep_freed_memory is False
+    assert plan.find("all").recipe.model.keep_freed_memory is True
     for name in ("bf16", "optim", "per_device_train_batch_size", "gradient_accumulation_steps"):
         assert none.argument(name) == baseline.argument(name)
 
@@ -198,8 +204,14 @@ def measure(*rounds: dict[str, float]) -> list[Measured]:
 
 
 # Two techniques of a factor 1.5 and 2; together 3.6 in round 1 and 3.6 in round 2, where the whole
-# machine is half as fast.
-SPEEDS = {"none": 100.0, "mixed-precision": 150.0, "accumulation-larger-batch": 200.0, "all": 360.0}
+# machine is half as fast. "All" is without the third, which gains 1.25 alone.
+SPEEDS = {
+    "none": 100.0,
+    "mixed-precision": 150.0,
+    "accumulation-larger-batch": 200.0,
+    "kept-memory": 125.0,
+    "all": 360.0,
+}
 DRIFT = {name: speed / 2 for name, speed in SPEEDS.items()}
 
 
@@ -231,7 +243,7 @@ def test_rounds_that_lack_a_configuration_do_not_count() -> None:
 
 def test_contribution_is_told_alone_with_the_others_and_by_their_ratio() -> None:
     plan = plan_ablation(tiny_recipe(**TUNED))
-    precision, same, larger, _ = attribute(plan, speeds_of(measure(SPEEDS, DRIFT)))
+    precision, same, larger, _, kept = attribute(plan, speeds_of(measure(SPEEDS, DRIFT)))
     for item, alone, with_others in ((precision, 1.5, 1.8), (larger, 2.0, 2.4)):
         assert item.alone is not None
         assert item.with_others is not None
@@ -240,6 +252,9 @@ def test_contribution_is_told_alone_with_the_others_and_by_their_ratio() -> None
         assert item.with_others.value == pytest.approx(with_others)  # 360 / 200, 360 / 150
         assert item.interaction.value == pytest.approx(1.2)
     assert (same.alone, same.with_others, same.interaction) == (None, None, None)
+    assert kept.alone is not None
+    assert kept.alone.value == pytest.approx(1.25)
+    assert (kept.with_others, kept.interaction) == (None, None)
 
 
 def say(plan: Plan, *rounds: dict[str, float], **checks: FirstLoss) -> tuple[str, list[str]]:
@@ -360,7 +375,7 @@ def test_each_round_measures_every_configuration_once_in_rotated_order(
 ) -> None:
     found, notes, _ = measured
     order = ["none", "mixed-precision", "accumulation-same-batch", "accumulation-larger-batch"]
-    order += ["memory-format", "all"]
+    order += ["memory-format", "kept-memory", "all"]
     assert notes.order == [(1, name) for name in order] + [
         (2, name) for name in [*order[1:], order[0]]
     ]
@@ -388,6 +403,9 @@ def test_techniques_are_seen_to_be_applied(measured: tuple[Ablation, Notes, Path
     assert [name for name in formats if formats[name] == "channels_last"] == ["memory-format"]
     settings = measured[0].row("memory-format").settings
     assert settings == {"model.memory_format": "channels_last"}
+    kept = {name: switches["keep_freed_memory"].applied for name, switches in seen.items()}
+    assert [name for name in kept if kept[name]] == ["kept-memory"]
+    assert measured[0].row("kept-memory").settings == {"model.keep_freed_memory": True}
 
 
 def test_right_losses_are_not_flagged(measured: tuple[Ablation, Notes, Path]) -> None:
@@ -428,9 +446,9 @@ def test_files_hold_what_was_returned_and_are_no_run(
 
 def test_stopping_keeps_what_was_measured(tmp_path: Path) -> None:
     with pytest.raises(Interrupted, match="Stopped after 1 of 9 rounds; what was measured is in"):
-        ablate(tiny_recipe(**TUNED), tmp_path, steps=1, rounds=9, observer=Notes(stop_after=7))
+        ablate(tiny_recipe(**TUNED), tmp_path, steps=1, rounds=9, observer=Notes(stop_after=8))
     found = load_ablation(tmp_path / "ablations" / "tiny")
-    assert (len(found.windows), found.rounds, found.finished_rounds) == (7, 9, 1)
+    assert (len(found.windows), found.rounds, found.finished_rounds) == (8, 9, 1)
     assert "Stopped after 1 of 9 rounds." in found.notes
     assert found.folder is not None
     assert (found.folder / "ablation.png").is_file()
@@ -464,7 +482,7 @@ def test_loss_that_grows_with_accumulation_is_flagged_everywhere(
     found = ablate(tiny_recipe(**TUNED), tmp_path, steps=1, rounds=1)
     accumulating = ["accumulation-same-batch", "accumulation-larger-batch", "all"]
     assert [row.name for row in found.flagged] == accumulating
-    assert "3 of 6 configurations have a wrong first loss" in found.verdict
+    assert "3 of 7 configurations have a wrong first loss" in found.verdict
     flags = [line for line in found.findings if line.startswith("FLAGGED")]
     assert len(flags) == 3
     assert all("2 times too high" in line and "47688" in line for line in flags)
@@ -557,18 +575,22 @@ def test_whole_runs_are_compared_by_execution_time_and_accuracy(tmp_path: Path) 
         "none": (100.0, 200.0),
         "mixed-precision": (50.0, 100.0),
         "accumulation-larger-batch": (100.0, 200.0),
+        "kept-memory": (80.0, 160.0),
         "all": (25.0, 50.0),
     }
     failures = {"accumulation-same-batch": "a run failed; its output is in x.log"}
     runs = full_runs(plan, seconds)
     found = record_full_runs(plan, runs, tmp_path, repeats=2, seconds=9.0, failures=failures)
     assert (found.full, found.rounds, found.finished_rounds, found.steps) == (True, 2, 0, None)
-    precision, _, larger, _ = found.contributions
+    precision, _, larger, _, kept = found.contributions
     for item, alone, with_others in ((precision, 2.0, 4.0), (larger, 1.0, 2.0)):
         assert item.alone is not None
         assert item.with_others is not None
         assert item.alone.value == pytest.approx(alone)
         assert item.with_others.value == pytest.approx(with_others)
+    assert kept.alone is not None
+    assert kept.alone.value == pytest.approx(1.25)
+    assert kept.with_others is None
     accuracy = found.row("all").accuracy
     assert accuracy is not None
     assert (accuracy.value, accuracy.points) == (pytest.approx(0.81), pytest.approx(1.0))

@@ -51,6 +51,7 @@ COUNTED = {
     "model.memory_format": "channels_last",
     "model.attn_implementation": "eager",
     "model.cudnn_benchmark": True,
+    "model.keep_freed_memory": True,
     "dataset.name_or_path": "synthetic",
     "dataset.config_name": "plain_text",
     "dataset.revision": "v1",
@@ -180,6 +181,7 @@ def test_cell_states_every_technique_in_both_arms(cell: str) -> None:
 
 # What each fast variant sets otherwise than untuned, but for the batch of training.
 FAST = {
+    "model.keep_freed_memory": True,
     "preprocessing.location": "device",
     "training_args.bf16": True,
     "training_args.optim": "adamw_torch_fused",
@@ -215,6 +217,14 @@ def test_fast_differs_from_untuned_in_what_the_variant_names_alone(pair: str) ->
     # The same recipe of learning as tuned's: as many images in an optimizer step.
     tuned = load_recipe(f"{pair}_tuned").training_args
     assert batch == (tuned["per_device_train_batch_size"] * tuned["gradient_accumulation_steps"])
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_fast_alone_keeps_freed_memory(pair: str) -> None:
+    kept = {
+        v: load_recipe(f"{pair}_{v}").model.keep_freed_memory for v in ("untuned", "tuned", "fast")
+    }
+    assert kept == {"untuned": False, "tuned": False, "fast": True}
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -402,7 +412,7 @@ def test_json_that_python_cannot_hold_is_refused(tmp_path: Path, text: str) -> N
         (
             {"model": {"name_or_path": "a/b", "zzz": True}},
             "model.zzz: unknown; expected one of name_or_path, revision, pretrained, "
-            "memory_format, attn_implementation, cudnn_benchmark.",
+            "memory_format, attn_implementation, cudnn_benchmark, keep_freed_memory.",
         ),
         (
             {"dataset": {"name_or_path": "digits", "eval_splitt": "test"}},
@@ -678,7 +688,7 @@ def test_override_of_a_nested_misspelling_is_named() -> None:
         (
             "model.zzz=1",
             "zzz is unknown in model; it has name_or_path, revision, pretrained, memory_format, "
-            "attn_implementation, cudnn_benchmark.",
+            "attn_implementation, cudnn_benchmark, keep_freed_memory.",
         ),
         ("dataset.train_split.x=1", "dataset.train_split has no parts."),
         ("name.x=1", "name has no parts."),

@@ -20,6 +20,7 @@ ALWAYS = [
     "accumulation, larger batch",
     "memory format",
 ]
+ON_CPU = [*ALWAYS, "kept memory"]
 
 
 def find(recipe: Recipe, name: str) -> Use:
@@ -33,9 +34,9 @@ def turned_on(recipe: Recipe, name: str) -> dict[str, Any]:
     return change(recipe, find(recipe, name).on.items()).training_args
 
 
-def test_untuned_recipe_has_no_technique_and_five_that_it_could_have() -> None:
+def test_untuned_recipe_has_no_technique_and_six_that_it_could_have() -> None:
     recipe = tiny_recipe()
-    assert [use.name for use in find_uses(recipe)] == ALWAYS
+    assert [use.name for use in find_uses(recipe)] == ON_CPU
     assert not any(use.in_recipe for use in find_uses(recipe))
 
 
@@ -154,6 +155,7 @@ def test_slug_can_stand_in_a_recipe_name() -> None:
         "accumulation-larger-batch",
         "memory-format",
         "torch-compile",
+        "kept-memory",
     ]
 
 
@@ -215,6 +217,31 @@ def test_cudnn_benchmark_needs_a_gpu_and_convolutions(monkeypatch: pytest.Monkey
     idle = find(transformer, "cuDNN benchmark").no_effect
     assert idle is not None
     assert "no convolutions" in idle
+
+
+def test_kept_memory_can_be_turned_on_and_off_on_a_cpu() -> None:
+    recipe = tiny_recipe()
+    use = find(recipe, "kept memory")
+    assert (use.in_recipe, use.no_effect) == (False, None)
+    kept = change(recipe, use.on.items())
+    assert kept.model.keep_freed_memory is True
+    assert find(kept, "kept memory").in_recipe
+    assert change(kept, find(kept, "kept memory").off.items()).digest() == recipe.digest()
+
+
+def test_kept_memory_needs_a_cpu_and_glibc(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = {"keep_freed_memory": True}
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr("hfbench.uses.can_keep_freed_memory", lambda: False)
+        assert [use.name for use in find_uses(tiny_recipe())] == ALWAYS
+        idle = find(with_model(tiny_recipe(), **kept), "kept memory")
+        assert (idle.in_recipe, idle.no_effect) == (True, "needs Linux with glibc")
+    monkeypatch.setattr("hfbench.uses.accelerator_type", lambda: "cuda")
+    on_gpu = tiny_recipe(use_cpu=False, fp16=True)
+    assert all(use.name != "kept memory" for use in find_uses(on_gpu))
+    said = find(with_model(on_gpu, **kept), "kept memory").no_effect
+    assert said is not None
+    assert "the device's" in said
 
 
 def test_attention_that_a_recipe_names_is_set_against_eager() -> None:

@@ -14,6 +14,7 @@ import torch
 
 from hfbench.errors import DeviceError, Interrupted, ResultError
 from hfbench.recipe import Recipe, load_recipe
+from hfbench.techniques import change
 from hfbench.tune_decision import decide, ratio_of
 from hfbench.tune_evaluation import explore_evaluation, measure_evaluation
 from hfbench.tune_memory import MemoryForecast, available_mib, is_out_of_memory, resident_mib
@@ -171,6 +172,7 @@ def test_techniques_are_tried_in_order_each_on_top_of_the_best_so_far() -> None:
         ("preprocessing.location", "device"): 1.5,
         ("training_args.bf16", True): 2.0,
         ("model.memory_format", "channels_last"): 0.9,
+        ("model.keep_freed_memory", True): 1.2,
         ("training_args.optim", "adamw_torch_fused"): 1.1,
     }
     bench = FakeBench(gains)
@@ -180,18 +182,20 @@ def test_techniques_are_tried_in_order_each_on_top_of_the_best_so_far() -> None:
         "preprocessing",
         "precision",
         "memory format",
+        "kept memory",
         "optimizer",
         "NaN filter",
         MICRO_BATCH,
     ]  # no loader workers: they have nothing to do once the device prepares the images
     taken = [trial.technique for trial in search.trials if trial.outcome == "taken"]
-    assert taken == ["preprocessing", "precision", "optimizer"]
+    assert taken == ["preprocessing", "precision", "kept memory", "optimizer"]
     assert trials["memory format: channels_last"].outcome == "slower"
     assert trials["NaN filter: off"].outcome == "no gain shown"
     assert search.best.preprocessing.location == "device"
     assert search.best.model.memory_format == "contiguous"
+    assert search.best.model.keep_freed_memory is True
     assert search.speedup is not None
-    assert search.speedup.value == pytest.approx(1.5 * 2.0 * 1.1)
+    assert search.speedup.value == pytest.approx(1.5 * 2.0 * 1.2 * 1.1)
     ratio = trials["precision: bf16"].ratio
     assert ratio is not None
     assert ratio.value == pytest.approx(2.0)
@@ -547,6 +551,24 @@ def test_techniques_without_effect_are_explained() -> None:
     assert offered["attention"] == ["sdpa"]
     assert offered["cuDNN benchmark"] == ["on"]
     assert offered["pinned memory"] == ["with non-blocking copies"]
+
+
+def test_kept_memory_is_offered_on_a_cpu_with_glibc(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offers(recipe: Recipe, subject: Subject) -> list[tuple[str, bool]]:
+        name = "model.keep_freed_memory"
+        found = list_techniques(False)["kept memory"](recipe, subject)
+        return [(offer.detail, offer.settings[name]) for offer in found]
+
+    kept = change(tiny_recipe(), {"model.keep_freed_memory": True}.items())
+    assert offers(tiny_recipe(), CPU) == [("on", True)]
+    assert offers(kept, CPU) == [("off", False)]
+    assert "kept memory" not in say_inapplicable(tiny_recipe(), CPU, larger_batch=False)
+    gpu = Subject("cuda", 2, images=1000, convolutional=True, batch_norm=False, attention=None)
+    assert offers(tiny_recipe(), gpu) == []
+    monkeypatch.setattr("hfbench.tune_plan.can_keep_freed_memory", lambda: False)
+    assert offers(tiny_recipe(), CPU) == []
+    reasons = say_inapplicable(tiny_recipe(), CPU, larger_batch=False)
+    assert reasons["kept memory"] == "for a CPU, with glibc"
 
 
 def test_subject_is_what_the_model_is(tmp_path: Path) -> None:

@@ -35,8 +35,8 @@ def test_ablation_is_shown_and_kept_and_is_no_run(warm: WarmCommand, tmp_path: P
         assert f"{row['samples_per_second']:.1f}" in shown
     # The plan with its estimate comes before the first window.
     lines = done.stderr.splitlines()
-    plan = next(n for n, line in enumerate(lines) if "2 rounds of 6 windows of 2 steps" in line)
-    assert "[1/12] round 1: none" in lines[plan + 1]
+    plan = next(n for n, line in enumerate(lines) if "2 rounds of 7 windows of 2 steps" in line)
+    assert "[1/14] round 1: none" in lines[plan + 1]
     assert "train_runtime" not in done.stdout
     listed = warm.run(["list"], tmp_path).check().stdout
     assert "No runs in runs" in listed
@@ -66,7 +66,7 @@ def test_dry_run_shows_configurations_and_measures_nothing(
     warm: WarmCommand, tmp_path: Path
 ) -> None:
     shown = warm.run([*TUNED, "--dry-run"], tmp_path).check().stdout
-    assert "6 configurations" in shown
+    assert "7 configurations" in shown
     plan = json.loads(warm.run([*TUNED, "--dry-run", "--json"], tmp_path).check().stdout)
     assert [item["name"] for item in plan["configurations"]] == [
         "none",
@@ -74,6 +74,7 @@ def test_dry_run_shows_configurations_and_measures_nothing(
         "accumulation-same-batch",
         "accumulation-larger-batch",
         "memory-format",
+        "kept-memory",
         "all",
     ]
     assert plan["configurations"][0]["recipe"]["training_args"]["bf16"] is False
@@ -108,14 +109,15 @@ def test_whole_runs_are_compared_with_none(warm: WarmCommand, tmp_path: Path) ->
         "accumulation-larger-batch",
         "accumulation-same-batch",
         "all",
+        "kept-memory",
         "memory-format",
         "mixed-precision",
         "none",
     ]
     precisions = [read_result(run)["switches"]["precision"]["applied"] for run in runs]
-    assert precisions == ["fp32", "fp32", "bf16", "fp32", "bf16", "fp32"]
+    assert precisions == ["fp32", "fp32", "bf16", "fp32", "fp32", "bf16", "fp32"]
     found = read_ablation(tmp_path / "runs")
-    assert (found["full"], found["finished_rounds"], len(found["runs"])) == (True, 1, 6)
+    assert (found["full"], found["finished_rounds"], len(found["runs"])) == (True, 1, 7)
     seconds = {run.parent.name: read_result(run)["times"]["execution_seconds"] for run in runs}
     assert found["rows"][-1]["speedup"]["value"] == pytest.approx(
         seconds["quickstart_tuned.none"] / seconds["quickstart_tuned.all"]
