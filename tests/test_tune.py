@@ -608,7 +608,7 @@ def test_outputs_that_exist_or_cannot_be_are_refused_together(tmp_path: Path) ->
 
 def test_written_recipe_loads_and_its_measurements_are_beside_it(tmp_path: Path) -> None:
     output = tmp_path / "best.json"
-    found = tune(tiny_recipe(), output, seconds=5)
+    found = tune(tiny_recipe(), output, seconds=2)
     loaded = load_recipe(output)
     assert loaded == found.best
     assert (loaded.name, loaded.variant, loaded.baseline) == ("tiny_best", "fast", "tiny")

@@ -25,7 +25,6 @@ from tests.integration.commands import (
     SHORT,
     WarmCommand,
     build_environment,
-    run_fresh,
     wait_until_written,
 )
 
@@ -245,9 +244,9 @@ def test_environment_is_said_once_with_the_number_of_processes(
     assert warm.run(["env", "--json"], tmp_path, RANK="1", WORLD_SIZE="2").check().stdout == ""
 
 
-def test_run_without_a_launcher_has_a_process_of_its_own(tmp_path: Path) -> None:
+def test_run_without_a_launcher_has_a_process_of_its_own(warm: WarmCommand, tmp_path: Path) -> None:
     command = ["suite", "quickstart_untuned", *SHORT, "--repeats", "1"]
-    done = run_fresh(command, tmp_path).check()
+    done = warm.run(command, tmp_path).check()
     assert "[1/1] quickstart_untuned, seed 42: finished" in done.stderr
     log = (tmp_path / "runs" / ".suite" / "quickstart_untuned-seed42.log").read_text()
     assert "Everything is in runs/quickstart_untuned/" in log
