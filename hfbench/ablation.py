@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import math
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -39,7 +36,7 @@ from hfbench.parity import CHECK_STEPS, FirstLoss, check_first_loss, precision_o
 from hfbench.recipe import Recipe
 from hfbench.result import write_json
 from hfbench.runner import find_unwritable
-from hfbench.windows import Bench, Window
+from hfbench.windows import Bench, Window, quick_collections
 
 ROUNDS = 5
 
@@ -107,7 +104,7 @@ def ablate(
         HfbenchError: For everything that the user can mend, before measuring where possible.
         Interrupted: After Ctrl-C; what was measured is saved.
     """
-    with _quick_collections():
+    with quick_collections():
         return _ablate(recipe, Path(output_dir), steps, rounds, observer or Observer())
 
 
@@ -148,20 +145,6 @@ def _ablate(
             f"{folder}."
         ) from None
     return _finish(session)
-
-
-@contextmanager
-def _quick_collections() -> Iterator[None]:
-    """Leave what is there now out of garbage collections.
-
-    There are two of them around each window, and 0.4 s each to walk through all that was imported.
-    """
-    gc.collect()
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 def choose_steps(seconds_per_step: float) -> int:

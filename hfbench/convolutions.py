@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from hfbench.recipe import Recipe, local_path
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def is_convolutional(recipe: Recipe) -> bool | None:
@@ -27,4 +32,11 @@ def is_convolutional(recipe: Recipe) -> bool | None:
             model = AutoModelForImageClassification.from_config(config)
     except Exception:  # each library raises its own kinds; loading the model says what is wrong
         return None
-    return sum(isinstance(module, torch.nn.Conv2d) for module in model.modules()) > 1
+    return has_convolutions(model)
+
+
+def has_convolutions(model: nn.Module) -> bool:
+    """Tell whether a model has more of them than the one that cuts patches."""
+    from torch import nn
+
+    return sum(isinstance(module, nn.Conv2d) for module in model.modules()) > 1

@@ -119,6 +119,10 @@ class ImageBatches(torch.utils.data.Dataset[dict[str, Tensor]]):
     def __len__(self) -> int:
         return len(self.split)
 
+    def for_evaluation(self, split: ImageSplit) -> ImageBatches:
+        """Serve other images from the same place, without augmentation."""
+        return ImageBatches(split, self.preprocessing, self.location, False, self.device)
+
     def __getitems__(self, samples: list[int]) -> dict[str, Tensor]:
         """Return a batch.
 

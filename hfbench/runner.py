@@ -20,7 +20,7 @@ from transformers.integrations import TensorBoardCallback
 from hfbench import hub, metrics, plots
 from hfbench.callbacks import LogFile, StopOnSignal
 from hfbench.clock import Clock, reset_memory
-from hfbench.data import ImageBatches, ImageSplit
+from hfbench.data import ImageSplit
 from hfbench.environment import (
     check_machine,
     describe_environment,
@@ -215,9 +215,8 @@ def _evaluate(recipe: Recipe, trainer: BenchTrainer, inputs: Inputs) -> tuple[Me
         return Metrics(test=None, train=None), scores
     dataset = recipe.dataset
     part = inputs.train.subset(dataset.max_train_eval_samples, dataset.subset_seed)
-    seen: Any = trainer.eval_dataset
-    clean = ImageBatches(part, seen.preprocessing, seen.location, False, seen.device)
-    of_train = _predict(trainer, part, clean)
+    tested: Any = trainer.eval_dataset
+    of_train = _predict(trainer, part, tested.for_evaluation(part))
     return Metrics(
         test=metrics.score(scores, inputs.test.labels.numpy(), inputs.test.label_names),
         train=metrics.score(of_train, part.labels.numpy(), part.label_names),

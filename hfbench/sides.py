@@ -206,9 +206,7 @@ class Sides:
         data: Any = self.trainer.eval_dataset
         part = data.split.subset(count, 0)
         start = time.perf_counter()
-        self.trainer.evaluate(
-            ImageBatches(part, data.preprocessing, data.location, False, data.device)
-        )
+        self.trainer.evaluate(data.for_evaluation(part))
         synchronize(self.device)
         return time.perf_counter() - start
 

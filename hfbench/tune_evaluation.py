@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from transformers import PrinterCallback
 
@@ -23,6 +23,7 @@ from hfbench.tune_memory import MARGIN, is_out_of_memory, peak_mib, resident_mib
 from hfbench.tune_plan import ROUNDING
 from hfbench.tune_result import EVALUATION, Measured, Trial
 from hfbench.tune_search import Search
+from hfbench.tune_windows import BLOCK
 from hfbench.windows import Bench, Window, with_arguments, without_files
 
 Evaluate = Callable[[int, Recipe], Window]  # test images, recipe
@@ -51,11 +52,10 @@ def measure_evaluation(bench: Bench, images: int, recipe: Recipe) -> Window:
     trainer = assemble(recipe, args, inputs, Clock(), [])
     trainer.remove_callback(PrinterCallback)
     trainer.compute_metrics = None
-    data: Any = trainer.eval_dataset
+    data = cast("ImageBatches", trainer.eval_dataset)
 
     def take(count: int) -> ImageBatches:
-        part = data.split.subset(count, 0)
-        return ImageBatches(part, data.preprocessing, data.location, False, data.device)
+        return data.for_evaluation(data.split.subset(count, 0))
 
     batch = args.per_device_eval_batch_size
     trainer.evaluate(take(min(batch, images)))
@@ -120,7 +120,7 @@ def _try(search: Search, evaluate: Evaluate, size: int, images: int) -> Trial:
         refused = _say_too_large(search, now, _batch_of(best), size)
         if refused:
             return trial.model_copy(update={"outcome": "would not fit", "reason": refused})
-        for is_candidate in (False, True, True, False):
+        for is_candidate in BLOCK:
             window = evaluate(count, candidate if is_candidate else best)
             windows.append(Measured(candidate=is_candidate, window=window))
     except Exception as error:

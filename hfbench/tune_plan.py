@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hfbench.allocator import can_keep_freed_memory
+from hfbench.convolutions import has_convolutions
 from hfbench.environment import accelerator_type, check_machine
 from hfbench.recipe import Recipe
 from hfbench.techniques import change
@@ -76,7 +77,6 @@ Offers = Callable[[Recipe, Subject], Iterator[Candidate]]
 
 def describe_subject(bench: Bench) -> Subject:
     """Look at what a bench has loaded."""
-    from torch import nn
     from torch.nn.modules.batchnorm import _BatchNorm
 
     model, modules = bench.inputs.model, list(bench.inputs.model.modules())
@@ -87,7 +87,7 @@ def describe_subject(bench: Bench) -> Subject:
         device_type=bench.device.type,
         cores=_usable_cores(),
         images=len(bench.inputs.train),
-        convolutional=sum(isinstance(module, nn.Conv2d) for module in modules) > 1,
+        convolutional=has_convolutions(model),
         batch_norm=any(isinstance(module, _BatchNorm) for module in modules),
         attention=model.config._attn_implementation if selectable else None,
     )

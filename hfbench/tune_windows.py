@@ -25,7 +25,7 @@ _QUICK_SECONDS = 0.25  # of an optimizer step that is never made smaller
 _LONGEST_SECONDS = 5.0  # of a window
 _FEWEST_STEPS = 2
 _SLOW_SECONDS = 0.2  # of a step that needs no second one, neither to warm up nor to measure
-_BLOCK = (False, True, True, False)  # whether the candidate's: a drift hits both sides alike
+BLOCK = (False, True, True, False)  # whether the candidate's: a drift hits both sides alike
 _PLANNED_WINDOWS = 7  # of a candidate: one block, some need two
 _HOPELESS = 2 / 3  # a candidate that makes less than this in its first pair is not measured again
 
@@ -99,7 +99,7 @@ class Windows:
 
     def plan(self, candidates: int) -> None:
         """Choose how long windows are, so that about so many candidates can be measured."""
-        windows = _PLANNED_WINDOWS * candidates + 2 * len(_BLOCK)
+        windows = _PLANNED_WINDOWS * candidates + 2 * len(BLOCK)
         each = (self._deadline - self._budget.clock()) / windows - self._cost_beside(self.first)
         shortest = self._fewest_steps * self.latest.seconds_per_step
         self.window_seconds = max(min(each, _LONGEST_SECONDS), shortest)
@@ -112,7 +112,7 @@ class Windows:
             final_blocks: Of the start and the best.
         """
         now, first = (self.window_seconds + self._cost_beside(w) for w in (self.latest, self.first))
-        needed = len(_BLOCK) * (blocks * now + final_blocks * first)
+        needed = len(BLOCK) * (blocks * now + final_blocks * first)
         return self._budget.clock() + needed <= self._deadline
 
     def has_seconds(self, seconds: float) -> bool:
@@ -131,7 +131,7 @@ class Windows:
             windows: Are added here, one by one.
         """
         steps = max(self._fewest_steps, math.ceil(self.window_seconds / pace.seconds_per_step))
-        for is_candidate in _BLOCK:
+        for is_candidate in BLOCK:
             recipe = candidate if is_candidate else best
             own = steps_of(self.as_measured(recipe), self.as_measured(best), steps)
             windows.append(Measured(candidate=is_candidate, window=self._run(recipe, own)))

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +17,7 @@ from hfbench.tune_plan import describe_subject, say_inapplicable
 from hfbench.tune_result import Tuning, check_output, measurements_file, write_tuning
 from hfbench.tune_search import Observer, Search
 from hfbench.tune_windows import Budget
-from hfbench.windows import Bench
+from hfbench.windows import Bench, quick_collections
 
 SECONDS = 90.0
 
@@ -61,20 +58,9 @@ def tune(
     """
     output = Path(output)
     check_output(recipe, output, None, force)
-    with _quick_collections():
+    with quick_collections():
         bench = Bench(recipe)
         return _search(bench, recipe, output, Budget(seconds, larger_batch), memory_mib, observer)
-
-
-@contextmanager
-def _quick_collections() -> Iterator[None]:
-    """Leave what is there now out of garbage collections, of which each window makes two."""
-    gc.collect()
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 def _search(

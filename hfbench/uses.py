@@ -219,12 +219,7 @@ def _cudnn_benchmark(recipe: Recipe, device: str, convolutional: bool) -> Use | 
         no_effect: str | None = "there is no cuDNN: the model is not on an NVIDIA GPU"
     else:
         no_effect = None if convolutional else "the model has no convolutions to choose for"
-    if no_effect and not in_recipe:
-        return None
-    (setting,) = CUDNN_BENCHMARK.settings
-    detail = "algorithms chosen by time"
-    on, off = {setting: True}, {setting: False}
-    return Use(CUDNN_BENCHMARK, CUDNN_BENCHMARK.name, detail, on, off, in_recipe, no_effect)
+    return _switched(CUDNN_BENCHMARK, "algorithms chosen by time", in_recipe, no_effect)
 
 
 def _attention(recipe: Recipe) -> Use | None:
@@ -242,12 +237,18 @@ def _kept_memory(recipe: Recipe, device: str) -> Use | None:
         no_effect: str | None = "a step's memory is the device's, which torch keeps anyway"
     else:
         no_effect = None if can_keep_freed_memory() else "needs Linux with glibc"
+    return _switched(KEPT_MEMORY, "of a step for the next one", in_recipe, no_effect)
+
+
+def _switched(
+    technique: Technique, detail: str, in_recipe: bool, no_effect: str | None
+) -> Use | None:
+    """Return what is only on or off; ``None`` if it is neither asked for nor has an effect."""
     if no_effect and not in_recipe:
         return None
-    (setting,) = KEPT_MEMORY.settings
-    detail = "of a step for the next one"
+    (setting,) = technique.settings
     on, off = {setting: True}, {setting: False}
-    return Use(KEPT_MEMORY, KEPT_MEMORY.name, detail, on, off, in_recipe, no_effect)
+    return Use(technique, technique.name, detail, on, off, in_recipe, no_effect)
 
 
 def _nan_filter(recipe: Recipe, device: str) -> Use | None:

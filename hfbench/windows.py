@@ -13,6 +13,8 @@ import math
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -201,6 +203,20 @@ class Bench:
         trainer.train_dataset = _OneEpoch(trainer.train_dataset, needed)
         timer.trainer = trainer
         return trainer, args
+
+
+@contextmanager
+def quick_collections() -> Iterator[None]:
+    """Leave what is there now out of garbage collections.
+
+    There are two of them around each window, and 0.4 s each to walk through all that was imported.
+    """
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def with_arguments(recipe: Recipe, **training_args: Any) -> Recipe:
