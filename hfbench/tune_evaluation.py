@@ -19,7 +19,7 @@ from hfbench.inputs import assemble
 from hfbench.recipe import Recipe
 from hfbench.training import build_training_arguments
 from hfbench.tune_decision import decide
-from hfbench.tune_memory import MARGIN, is_out_of_memory, peak_mib, resident_mib
+from hfbench.tune_memory import estimate_peak_mib, is_out_of_memory, peak_mib, resident_mib
 from hfbench.tune_plan import ROUNDING
 from hfbench.tune_result import EVALUATION, Measured, Trial
 from hfbench.tune_search import Search
@@ -131,12 +131,11 @@ def _try(search: Search, evaluate: Evaluate, size: int, images: int) -> Trial:
 
 
 def _say_too_large(search: Search, now: Window, batch: int, wanted: int) -> str | None:
-    """Say that a batch would not fit, from what a smaller one took; as `MemoryForecast`."""
-    room, peak = search.memory.room(), peak_mib(now)
+    """Say that a batch would not fit, from what a smaller one took."""
+    room = search.memory.room()
     if room is None or wanted <= batch:
         return None
-    growth = max(peak - resident_mib(), 0.0) / batch
-    needed = peak + MARGIN * growth * (wanted - batch)
+    needed = estimate_peak_mib(resident_mib(), batch, peak_mib(now), wanted)
     return None if needed <= room else f"needs about {needed:.0f} MiB, {room:.0f} are available"
 
 

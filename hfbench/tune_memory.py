@@ -10,7 +10,7 @@ import torch
 from hfbench.windows import Window
 
 _RESERVE = 0.1  # of the memory that is free, for everything else on the machine
-MARGIN = 1.2  # on the growth: allocators do not grow evenly
+_MARGIN = 1.2  # on the growth: allocators do not grow evenly
 _CGROUP = Path("/sys/fs/cgroup")
 _SAYS_NO_MEMORY = ("allocate memory", "not enough memory", "out of memory")
 
@@ -46,14 +46,19 @@ class MemoryForecast:
             peak_mib: What it took.
             wanted: Images of the micro-batch in question.
         """
-        growth = max(peak_mib - self._base, 0.0) / images
-        return peak_mib + MARGIN * growth * (wanted - images)
+        return estimate_peak_mib(self._base, images, peak_mib, wanted)
 
     def room(self) -> float | None:
         """Return the memory (MiB) that training may take; ``None`` if torch will say it."""
         if self._limit is not None or self._on_accelerator:
             return self._limit
         return resident_mib() + (1 - _RESERVE) * available_mib()
+
+
+def estimate_peak_mib(base_mib: float, images: int, peak_mib: float, wanted: int) -> float:
+    """Return the peak (MiB) of so many images, if what `images` took over the base grows evenly."""
+    growth = max(peak_mib - base_mib, 0.0) / images
+    return peak_mib + _MARGIN * growth * (wanted - images)
 
 
 def peak_mib(window: Window) -> float:
