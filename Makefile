@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help quickstart test lint type docs clean
+.PHONY: help quickstart test campaign lint type docs clean
 
 help:  ## Show what can be made
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -15,6 +15,9 @@ quickstart: $(VENV)/.installed  ## Install, train on the embedded data with and 
 
 test: $(VENV)/.installed-test  ## Install with the test extra and run the test suite; PYTEST_ARGS are passed on
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+campaign: $(VENV)/.installed-test  ## Kill, damage, drift and misuse at random; some ten minutes each, PYTEST_ARGS are passed on
+	$(BIN)/python -m pytest -m campaign --numprocesses=0 $(PYTEST_ARGS) tests/campaigns
 
 lint: $(VENV)/.installed-dev  ## Check style and format with ruff
 	$(BIN)/ruff check .

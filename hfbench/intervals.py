@@ -112,6 +112,29 @@ def seeds_and_images_interval(
     return _percentiles(mean, of_images.mean() + around, level)
 
 
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p-values adjusted for being looked at together, so that any false claim is rare.
+
+    The k-th smallest of m is multiplied by m - k + 1, and none is below the one before it (Holm,
+    A simple sequentially rejective multiple test procedure, Scandinavian J. of Statistics 1979).
+    Whatever the p-values have to do with each other, claims made where the adjusted one is at most
+    alpha hold together with probability 1 - alpha.
+
+    Args:
+        p_values: Of one family, in any order.
+
+    Returns:
+        The adjusted ones, in the same order, at most 1.
+    """
+    adjusted = [1.0] * len(p_values)
+    largest = 0.0
+    order = sorted(range(len(p_values)), key=lambda place: p_values[place])
+    for rank, place in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))
+        adjusted[place] = largest
+    return adjusted
+
+
 def mcnemar(only_baseline: int, only_candidate: int) -> float:
     """Return the exact two-sided p-value that two classifiers err equally often.
 

@@ -9,7 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hfbench.intervals import mcnemar, mean_interval, ratio_interval, seeds_and_images_interval
+from hfbench.intervals import (
+    holm,
+    mcnemar,
+    mean_interval,
+    ratio_interval,
+    seeds_and_images_interval,
+)
 
 
 def test_ratio_is_the_geometric_mean_with_t_on_logarithms() -> None:
@@ -88,3 +94,11 @@ def test_what_all_seeds_share_is_not_averaged_away() -> None:
     shared = np.repeat(generator.normal(0, 0.1, (4000, 1)), 3, axis=1)
     found = seeds_and_images_interval(np.zeros(3), shared)
     assert found.high == pytest.approx(1.96 * 0.1, rel=0.1)
+
+
+def test_holm_adjusts_what_is_looked_at_together() -> None:
+    # Sorted 0.01, 0.02, 0.03, 0.04 times 4, 3, 2, 1; none below the one before it.
+    assert holm([0.04, 0.01, 0.03, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
+    assert holm([0.5, 0.9]) == [1.0, 1.0]
+    assert holm([0.03]) == [0.03]
+    assert holm([]) == []
