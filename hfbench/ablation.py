@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import random
 import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -13,13 +14,12 @@ import torch
 from torch._dynamo.exc import TorchDynamoException
 
 from hfbench.ablation_analysis import (
-    attribute,
     batch_size_of,
     describe_rows,
     say_findings,
     say_verdict,
-    speeds_of,
 )
+from hfbench.ablation_gains import Gains, speeds_of
 from hfbench.ablation_plan import NONE, Configuration, Plan, plan_ablation
 from hfbench.ablation_plots import CSV_FILE, PLOT_FILE, plot_ablation, write_csv
 from hfbench.ablation_result import (
@@ -86,8 +86,8 @@ def ablate(
 ) -> Ablation:
     """Measure none, each technique alone, all but each, and all, and say what each contributes.
 
-    Each round measures every configuration once, in an order that is rotated from round to round,
-    so that drift of the machine hits all alike; ratios are taken within a round.
+    Each round measures every configuration once, in random order, so that drift of the machine
+    favours none; ratios are taken within a round and judged together.
 
     Args:
         recipe: From `load_recipe`.
@@ -195,10 +195,12 @@ def _check_first_losses(session: _Session, observer: Observer) -> None:
 
 
 def _measure_round(session: _Session, number: int, observer: Observer) -> None:
-    items = session.plan.configurations
-    start = (number - 1) % len(items)
+    items = list(session.plan.configurations)
+    # Random order: in any fixed one, some configuration would run late in most rounds, and a
+    # machine that slows down would look like its effect.
+    random.Random(f"{session.folder.name} {number}").shuffle(items)
     none = session.plan.find(NONE).recipe
-    for position, item in enumerate(items[start:] + items[:start], start=1):
+    for position, item in enumerate(items, start=1):
         if item.name in session.failures:
             continue
         own = steps_of(item.recipe, none, session.steps)
@@ -230,8 +232,9 @@ def _finish(session: _Session) -> Ablation:
 def _save(session: _Session) -> Ablation:
     """Write what has been found so far."""
     plan, windows = session.plan, session.windows
-    rows = describe_rows(plan, windows, session.first_losses, session.failures)
-    contributions = attribute(plan, speeds_of(windows))
+    gains = Gains(plan, speeds_of(windows))
+    rows = describe_rows(plan, windows, gains, session.first_losses, session.failures)
+    contributions = gains.contributions()
     measured = [item.name for item in plan.configurations if item.name not in session.failures]
     seen = {(item.round, item.configuration) for item in windows}
     finished = sum(

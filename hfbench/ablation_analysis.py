@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from statistics import fmean, median
 from typing import Any
 
+from hfbench.ablation_gains import Gains
 from hfbench.ablation_plan import ALL, NONE, Configuration, Plan
 from hfbench.ablation_result import Contribution, Measured, Ratio, Row
-from hfbench.intervals import ratio_interval
 from hfbench.parity import FirstLoss
 from hfbench.recipe import Recipe
-from hfbench.verdict import FASTER, SLOWER, UNDECIDED, judge_speed
+from hfbench.verdict import FASTER, SLOWER, UNDECIDED
 from hfbench.windows import Window
 
-Speeds = Mapping[tuple[int, str], float]  # of each round and configuration, more is faster
 BASELINE = "baseline"
 FAILED = "failed"
 
@@ -23,6 +22,7 @@ FAILED = "failed"
 def describe_rows(
     plan: Plan,
     windows: Sequence[Measured],
+    gains: Gains,
     first_losses: dict[str, FirstLoss],
     failures: dict[str, str],
 ) -> list[Row]:
@@ -31,11 +31,12 @@ def describe_rows(
     Args:
         plan: What was to be measured.
         windows: What was measured.
+        gains: What they allow to say.
         first_losses: Of configurations, by name.
         failures: Why configurations were not measured, by name.
     """
     return [
-        _describe(item, plan, windows, first_losses.get(item.name), failures.get(item.name))
+        _describe(item, plan, windows, gains, first_losses.get(item.name), failures.get(item.name))
         for item in plan.configurations
     ]
 
@@ -44,12 +45,13 @@ def _describe(
     configuration: Configuration,
     plan: Plan,
     windows: Sequence[Measured],
+    gains: Gains,
     first_loss: FirstLoss | None,
     failure: str | None,
 ) -> Row:
     name, recipe = configuration.name, configuration.recipe
     own = [item.window for item in windows if item.configuration == name]
-    speedup = ratio_of(speeds_of(windows), [name], [NONE])
+    speedup = gains.rows[name]
     device = [w.peak_device_memory_mib for w in own if w.peak_device_memory_mib is not None]
     return Row(
         name=name,
@@ -77,7 +79,7 @@ def judge_row(name: str, speedup: Ratio | None, failure: str | None) -> str:
         return FAILED
     if name == NONE:
         return BASELINE
-    return judge_speed(speedup.interval) if speedup else UNDECIDED
+    return speedup.verdict if speedup else UNDECIDED
 
 
 def batch_size_of(recipe: Recipe) -> int:
@@ -111,57 +113,6 @@ def geometric_mean(values: Sequence[float]) -> float | None:
     return math.exp(fmean(math.log(value) for value in values)) if values else None
 
 
-def speeds_of(windows: Sequence[Measured]) -> Speeds:
-    """Return the images per second of each window."""
-    return {(item.round, item.configuration): item.window.samples_per_second for item in windows}
-
-
-def ratio_of(speeds: Speeds, above: Sequence[str], below: Sequence[str]) -> Ratio | None:
-    """Return the ratio of speeds over the rounds that have all of them.
-
-    Args:
-        speeds: Of each round and configuration.
-        above: Configurations whose speeds are multiplied.
-        below: Those that they are divided by.
-
-    Returns:
-        Geometric mean with interval; ``None`` without a whole round.
-    """
-    rounds = sorted({number for number, _ in speeds})
-    ratios = [
-        math.prod(speeds[number, name] for name in above)
-        / math.prod(speeds[number, name] for name in below)
-        for number in rounds
-        if all((number, name) in speeds for name in (*above, *below))
-    ]
-    if not ratios:
-        return None
-    found = ratio_interval(ratios)
-    return Ratio(value=found.value, low=found.low, high=found.high, rounds=len(ratios))
-
-
-def attribute(plan: Plan, speeds: Speeds) -> list[Contribution]:
-    """Return what each technique contributes alone, with all others, and how these differ."""
-    everything = next(i.name for i in plan.configurations if ALL in (i.name, *i.also))
-    contributions = []
-    for item in plan.attributions:
-        both = interaction = None
-        if item.all_but is not None:
-            both = ratio_of(speeds, [everything], [item.all_but])
-            if item.alone != everything:  # more than one technique
-                interaction = ratio_of(speeds, [everything, NONE], [item.all_but, item.alone])
-        contributions.append(
-            Contribution(
-                technique=item.technique,
-                detail=item.detail,
-                alone=ratio_of(speeds, [item.alone], [NONE]),
-                with_others=both,
-                interaction=interaction,
-            )
-        )
-    return contributions
-
-
 def say_verdict(rows: Sequence[Row], contributions: Sequence[Contribution]) -> str:
     """Return the sentence on top: what gains most, what all gain, and whether anything is wrong."""
     measured = [(item.technique, item.alone) for item in contributions if item.alone is not None]
@@ -177,20 +128,20 @@ def say_verdict(rows: Sequence[Row], contributions: Sequence[Contribution]) -> s
 
 
 def _say_gain(measured: Sequence[tuple[str, Ratio]], together: Ratio | None) -> str:
-    faster = [item for item in measured if judge_speed(item[1].interval) == FASTER]
+    faster = [item for item in measured if item[1].verdict == FASTER]
     name, gain = max(faster or measured, key=lambda item: item[1].value)
     and_all = f"; all together {together}" if together else ""
     if gain.low is None:
         return f"Undecided from one round: {name} is the fastest alone, {gain}{and_all}"
     if faster:
         return f"{name[0].upper()}{name[1:]} gains most: {gain}{and_all}"
-    if together and judge_speed(together.interval) == FASTER:
+    if together and together.verdict == FASTER:
         return (
             f"All together gain {together}, but no technique alone is shown to; the fastest is "
             f"{name}, {gain}"
         )
     ratios = [*(item[1] for item in measured), *([together] if together else [])]
-    slower = any(judge_speed(ratio.interval) == SLOWER for ratio in ratios)
+    slower = any(ratio.verdict == SLOWER for ratio in ratios)
     said = "No gain shown" if slower else "No difference shown"
     return f"{said}: no technique is faster than none; {name} is {gain}{and_all}"
 
@@ -216,7 +167,7 @@ def _problem(row: Row) -> str | None:
 
 def _say_slower(contributions: Sequence[Contribution]) -> Iterator[str]:
     for item in contributions:
-        if item.alone is not None and judge_speed(item.alone.interval) == SLOWER:
+        if item.alone is not None and item.alone.verdict == SLOWER:
             yield f"Slower: {item.technique} alone runs at {item.alone} of the speed."
 
 
@@ -227,7 +178,7 @@ def _say_interactions(contributions: Sequence[Contribution]) -> Iterator[str]:
         if item.interaction is None or item.alone is None or item.with_others is None:
             continue
         # Of two techniques each interacts with the other by the same ratio.
-        if not item.interaction.excludes_one or item.interaction in said:
+        if item.interaction.verdict not in (FASTER, SLOWER) or item.interaction in said:
             continue
         said.add(item.interaction)
         yield (
@@ -235,4 +186,4 @@ def _say_interactions(contributions: Sequence[Contribution]) -> Iterator[str]:
             f"{item.alone} alone."
         )
     if known and not said:
-        yield "No interaction shown: the intervals of all include 1."
+        yield "No interaction shown."

@@ -9,15 +9,14 @@ from pathlib import Path
 from statistics import fmean, median
 
 from hfbench.ablation_analysis import (
-    attribute,
     batch_size_of,
     geometric_mean,
     judge_row,
-    ratio_of,
     say_findings,
     say_verdict,
     settings_of,
 )
+from hfbench.ablation_gains import Gains
 from hfbench.ablation_plan import NONE, Configuration, Plan
 from hfbench.ablation_plots import CSV_FILE, PLOT_FILE, plot_ablation, write_csv
 from hfbench.ablation_result import (
@@ -26,6 +25,7 @@ from hfbench.ablation_result import (
     Accuracy,
     FullRun,
     NotMeasured,
+    Ratio,
     Row,
     load_ablation,
     make_ablation_folder,
@@ -68,14 +68,15 @@ def record_full_runs(
         for name, runs in results.items()
         for result in runs
     }
+    gains = Gains(plan, speeds)
     rows = []
     for item in plan.configurations:
         runs = list(results.get(item.name, []))
         accuracy, note = _accuracy(item, list(results[NONE]), runs)
         notes += [note] if note else []
         failure = None if runs else (failures or {}).get(item.name, "no run is finished")
-        rows.append(_describe(item, plan, runs, speeds, accuracy, failure))
-    contributions = attribute(plan, speeds)
+        rows.append(_describe(item, plan, runs, gains.rows[item.name], accuracy, failure))
+    contributions = gains.contributions()
     worse = [
         f"Less accurate: {row.label}: {row.accuracy.points:+.2f} points "
         f"[{row.accuracy.low:+.2f}, {row.accuracy.high:+.2f}]."
@@ -123,11 +124,10 @@ def _describe(
     item: Configuration,
     plan: Plan,
     runs: Sequence[Result],
-    speeds: Mapping[tuple[int, str], float],
+    speedup: Ratio | None,
     accuracy: Accuracy | None,
     failure: str | None,
 ) -> Row:
-    speedup = ratio_of(speeds, [item.name], [NONE])
     rates = [run.throughput.samples_per_second for run in runs]
     device = [run.memory.peak_device_memory_mib for run in runs]
     known = [memory for memory in device if memory is not None]

@@ -12,10 +12,10 @@ from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
 
 from hfbench.environment import Environment
 from hfbench.errors import ResultError
-from hfbench.intervals import Interval
+from hfbench.intervals import LEVEL, Interval
 from hfbench.parity import FirstLoss
 from hfbench.recipe import Recipe, local_path
-from hfbench.verdict import FASTER, SLOWER, judge_speed
+from hfbench.verdict import NO_DIFFERENCE, judge_speed
 from hfbench.windows import Window
 
 ABLATION_VERSION = 1
@@ -37,12 +37,15 @@ class Ratio(_Part):
         low: Lower end; ``None`` from a single round.
         high: Upper end.
         rounds: That it was measured in.
+        p: That it is 1, two-sided, adjusted for all ratios that were looked at together; ``None``
+            from a single round, or if it was looked at by itself.
     """
 
     value: float
     low: float | None
     high: float | None
     rounds: int
+    p: float | None = None
 
     @property
     def interval(self) -> Interval:
@@ -50,9 +53,11 @@ class Ratio(_Part):
         return Interval(self.value, self.low, self.high)
 
     @property
-    def excludes_one(self) -> bool:
-        """Whether a difference is shown."""
-        return judge_speed(self.interval) in (FASTER, SLOWER)
+    def verdict(self) -> str:
+        """``faster`` or ``slower`` if that is shown; from a single round ``undecided``."""
+        if self.p is not None and self.p > 1 - LEVEL:
+            return NO_DIFFERENCE
+        return judge_speed(self.interval)
 
     def __str__(self) -> str:
         if self.low is None or self.high is None:
@@ -217,6 +222,16 @@ class Ablation(_Part):
     def folder(self) -> Path | None:
         """Where it is kept; ``None`` if it was not saved."""
         return self._folder
+
+    @property
+    def judged(self) -> str:
+        """How differences were told from noise, a sentence; empty if each was judged by itself."""
+        if not any(row.speedup and row.speedup.p is not None for row in self.rows):
+            return ""
+        return (
+            "Each interval is of one ratio; a difference is said where it is shown among all "
+            "ratios of this ablation together (Holm, 5 %)."
+        )
 
     @property
     def flagged(self) -> list[Row]:

@@ -50,7 +50,7 @@ def ratio_interval(ratios: Sequence[float]) -> Interval:
     values = np.asarray(ratios, dtype=np.float64)
     if values.size == 0 or not np.all(np.isfinite(values)) or np.any(values <= 0):
         raise ValueError(f"expected positive numbers, found {list(ratios)}")
-    return _exponential(mean_interval(np.log(values)))
+    return exponential(mean_interval(np.log(values)))
 
 
 def mean_interval(values: Sequence[float] | np.ndarray) -> Interval:
@@ -154,7 +154,8 @@ def _percentiles(value: float, draws: np.ndarray, level: float) -> Interval:
     return Interval(value, min(float(low), value), max(float(high), value))
 
 
-def _exponential(interval: Interval) -> Interval:
+def exponential(interval: Interval) -> Interval:
+    """Return the interval of a number from that of its logarithm."""
     # Two pairs that differ by orders of magnitude leave no bound that a float can hold.
     low, high = (
         None if end is None else float(np.exp(np.clip(end, -_LARGEST, _LARGEST)))

@@ -45,7 +45,7 @@ def ablation_tables(ablation: Ablation) -> Group:
         ),
         _configurations(ablation),
         _contributions(ablation),
-        Text(_say_how(ablation)),
+        Text(" ".join(filter(None, [_say_how(ablation), ablation.judged]))),
     ]
     parts += _say_not_run(ablation.not_run)
     parts += [Text(f"Note: {note}") for note in ablation.notes]

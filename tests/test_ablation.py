@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -15,15 +16,9 @@ from torch import nn
 
 from hfbench import training
 from hfbench.ablation import Observer, ablate, choose_steps, steps_of, warmup_steps_of
-from hfbench.ablation_analysis import (
-    attribute,
-    describe_rows,
-    ratio_of,
-    say_findings,
-    say_verdict,
-    speeds_of,
-)
+from hfbench.ablation_analysis import describe_rows, say_findings, say_verdict
 from hfbench.ablation_full import record_full_runs
+from hfbench.ablation_gains import Gains, speeds_of
 from hfbench.ablation_plan import Configuration, Plan, full_recipes, plan_ablation
 from hfbench.ablation_result import Ablation, Measured, load_ablation
 from hfbench.errors import DeviceError, Interrupted, RecipeError, ResultError
@@ -215,8 +210,13 @@ SPEEDS = {
 DRIFT = {name: speed / 2 for name, speed in SPEEDS.items()}
 
 
+def gains_of(*rounds: dict[str, float]) -> Gains:
+    """Return what made-up speeds allow to say."""
+    return Gains(plan_ablation(tiny_recipe(**TUNED)), speeds_of(measure(*rounds)))
+
+
 def test_speed_up_is_a_ratio_within_the_round_so_that_drift_does_not_count() -> None:
-    found = ratio_of(speeds_of(measure(SPEEDS, DRIFT)), ["all"], ["none"])
+    found = gains_of(SPEEDS, DRIFT).rows["all"]
     assert found is not None
     assert (found.value, found.rounds) == (pytest.approx(3.6), 2)
     assert found.low == pytest.approx(3.6)
@@ -224,26 +224,78 @@ def test_speed_up_is_a_ratio_within_the_round_so_that_drift_does_not_count() -> 
 
 
 def test_interval_of_a_speed_up_is_students_on_the_logarithms() -> None:
-    windows = measure({"none": 100, "all": 100}, {"none": 100, "all": 400})
-    found = ratio_of(speeds_of(windows), ["all"], ["none"])
+    found = gains_of({"none": 100, "all": 100}, {"none": 100, "all": 400}).rows["all"]
     assert found is not None
     # Logarithms 0 and log 4: mean log 2, standard error log 2, t(0.975, 1) = 12.706.
     assert found.value == pytest.approx(2)
     assert found.low == pytest.approx(math.exp(math.log(2) * (1 - 12.7062)), rel=1e-4)
-    assert not found.excludes_one
+    assert found.verdict == "no difference shown"
+
+
+def test_scatter_is_pooled_over_all_windows_and_p_values_are_adjusted() -> None:
+    a = 0.03
+    x = a * math.sqrt(12)
+    first, second = (
+        {
+            "none": math.exp(a * sign),
+            "mixed-precision": math.exp(x - a * sign),
+            "accumulation-larger-batch": 1.0,
+        }
+        for sign in (1, -1)
+    )
+    found = gains_of(first, second).rows["mixed-precision"]
+    assert found is not None
+    assert found.value == pytest.approx(math.exp(x))
+    # Residuals a, -a, 0 and their opposites: 4 a^2 with (2 - 1)(3 - 1) = 2 degrees of freedom, so
+    # that a ratio of two over 2 rounds has the standard error a sqrt(2), and t is sqrt(6). With 2
+    # degrees of freedom the two-sided p-value is 1 - sqrt(t^2 / (t^2 + 2)); it is the smaller of 2.
+    assert found.p == pytest.approx(2 * (1 - math.sqrt(6 / 8)))
+    assert found.low == pytest.approx(math.exp(x - 4.302653 * a * math.sqrt(2)), rel=1e-6)
+    larger = gains_of(first, second).rows["accumulation-larger-batch"]
+    assert larger is not None
+    assert (larger.value, larger.p) == (pytest.approx(1), pytest.approx(1))
+
+
+def test_configurations_that_scatter_differently_are_judged_by_their_own_scatter() -> None:
+    a, x = 0.03, 0.06
+    rounds = [
+        {
+            "none": 1.0,
+            "mixed-precision": math.exp(x - a * sign),
+            "accumulation-larger-batch": math.exp(a * sign),
+            "all": 1.0,
+        }
+        for sign in (1, 0, -1)
+    ]
+    found = gains_of(*rounds).rows["mixed-precision"]
+    assert found is not None
+    # Two do not scatter at all. Alone: mean x, standard error a / sqrt(3), 2 degrees of freedom.
+    half = 4.302653 * a / math.sqrt(3)
+    assert found.low == pytest.approx(math.exp(x - half), rel=1e-6)
+    assert found.high == pytest.approx(math.exp(x + half), rel=1e-6)
+
+
+def test_one_of_many_is_not_called_faster_for_what_chance_does() -> None:
+    noise = np.random.default_rng(3).normal(0, 0.02, (3, 4))
+    names = ["none", "mixed-precision", "accumulation-larger-batch", "all"]
+    noise[:, 1] += 0.09
+    gains = gains_of(*({n: math.exp(v) for n, v in zip(names, row, strict=True)} for row in noise))
+    found = gains.rows["mixed-precision"]
+    assert found is not None
+    assert found.low is not None
+    assert found.low > 1  # by itself it would be said
+    assert found.verdict == "no difference shown"
 
 
 def test_rounds_that_lack_a_configuration_do_not_count() -> None:
-    windows = measure(SPEEDS, {"all": 50.0, "mixed-precision": 10.0})
-    found = ratio_of(speeds_of(windows), ["all"], ["none"])
+    found = gains_of(SPEEDS, {"all": 50.0, "mixed-precision": 10.0}).rows["all"]
     assert found is not None
     assert (found.value, found.low, found.rounds) == (pytest.approx(3.6), None, 1)
-    assert ratio_of(speeds_of(measure({"all": 1.0})), ["all"], ["none"]) is None
+    assert gains_of({"all": 1.0}).rows["all"] is None
 
 
 def test_contribution_is_told_alone_with_the_others_and_by_their_ratio() -> None:
-    plan = plan_ablation(tiny_recipe(**TUNED))
-    precision, same, larger, _, kept = attribute(plan, speeds_of(measure(SPEEDS, DRIFT)))
+    precision, same, larger, _, kept = gains_of(SPEEDS, DRIFT).contributions()
     for item, alone, with_others in ((precision, 1.5, 1.8), (larger, 2.0, 2.4)):
         assert item.alone is not None
         assert item.with_others is not None
@@ -261,8 +313,9 @@ def say(plan: Plan, *rounds: dict[str, float], **checks: FirstLoss) -> tuple[str
     """Return verdict and findings of made-up speeds."""
     windows = measure(*rounds)
     first_losses = {name.replace("_", "-"): check for name, check in checks.items()}
-    rows = describe_rows(plan, windows, first_losses, {})
-    contributions = attribute(plan, speeds_of(windows))
+    gains = Gains(plan, speeds_of(windows))
+    rows = describe_rows(plan, windows, gains, first_losses, {})
+    contributions = gains.contributions()
     return say_verdict(rows, contributions), say_findings(rows, contributions)
 
 
@@ -283,12 +336,12 @@ def test_noise_is_no_gain() -> None:
     two = {"none": 100.0, "mixed-precision": 95.0, "accumulation-larger-batch": 104.0, "all": 99}
     verdict, findings = say(plan_ablation(tiny_recipe(**TUNED)), one, two)
     assert verdict.startswith("No difference shown: no technique is faster than none;")
-    assert findings == ["No interaction shown: the intervals of all include 1."]
+    assert findings == ["No interaction shown."]
 
 
 def test_gain_of_all_alone_and_a_loss_are_said() -> None:
-    one = {"none": 100.0, "mixed-precision": 130.0, "accumulation-larger-batch": 50.0, "all": 150}
-    two = {"none": 100.0, "mixed-precision": 90.0, "accumulation-larger-batch": 50.1, "all": 151}
+    one = {"none": 100.0, "mixed-precision": 104.0, "accumulation-larger-batch": 50.0, "all": 150}
+    two = {"none": 100.0, "mixed-precision": 99.0, "accumulation-larger-batch": 50.1, "all": 151}
     verdict, findings = say(plan_ablation(tiny_recipe(**TUNED)), one, two)
     assert verdict.startswith("All together gain 1.50×")
     assert "no technique alone is shown to" in verdict
@@ -315,7 +368,8 @@ def test_row_puts_together_what_was_measured() -> None:
         update={"window": window(400.0, peak_process_memory_mib=2000.0, switches=asked)}
     )
     failures = {"mixed-precision": "out of memory: 1 GiB"}
-    rows = {row.name: row for row in describe_rows(plan, windows, {}, failures)}
+    gains = Gains(plan, speeds_of(windows))
+    rows = {row.name: row for row in describe_rows(plan, windows, gains, {}, failures)}
     row = rows["all"]
     assert (row.verdict, rows["none"].verdict) == ("no difference shown", "baseline")
     assert row.samples_per_second == pytest.approx(200)  # geometric mean of 100 and 400
@@ -370,15 +424,14 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Ablation, Notes,
     return found, notes, root
 
 
-def test_each_round_measures_every_configuration_once_in_rotated_order(
+def test_each_round_measures_every_configuration_once_in_random_order(
     measured: tuple[Ablation, Notes, Path],
 ) -> None:
     found, notes, _ = measured
-    order = ["none", "mixed-precision", "accumulation-same-batch", "accumulation-larger-batch"]
-    order += ["memory-format", "kept-memory", "all"]
-    assert notes.order == [(1, name) for name in order] + [
-        (2, name) for name in [*order[1:], order[0]]
-    ]
+    names = sorted(row.name for row in found.rows)
+    first, second = notes.order[: len(names)], notes.order[len(names) :]
+    assert sorted(first) == [(1, name) for name in names]
+    assert sorted(second) == [(2, name) for name in names]
     assert [(item.round, item.configuration) for item in found.windows] == notes.order
     ((_, steps, rounds, seconds),) = notes.plans
     assert (steps, rounds) == (2, 2)

@@ -33,6 +33,7 @@ from hfbench.report.drawing import (
 )
 from hfbench.report.loading import briefly
 from hfbench.report.sets import Summary
+from hfbench.verdict import FASTER, SLOWER
 
 if TYPE_CHECKING:
     from hfbench.ablation_result import Ablation, Accuracy, Ratio
@@ -78,7 +79,7 @@ def _of_recipe(found: Ablation) -> Section:
     if figure:
         blocks.append(figure)
     blocks += [_contributions(found), _configurations(found)]
-    notes = [*found.findings, *found.notes]
+    notes = [*found.findings, *filter(None, [found.judged]), *found.notes]
     notes += [f"{item.technique}: not run, {item.reason}." for item in found.not_run]
     notes.append(
         f"Measured on {machine.device_name}, {machine.cpu_cores} CPU cores, torch "
@@ -100,7 +101,7 @@ def _figure(found: Ablation) -> Figure | None:
         for place, (_, ratio) in enumerate(drawn):
             if ratio.low is not None and ratio.high is not None:
                 axes.plot([ratio.low, ratio.high], [place, place], color=SERIES[0], linewidth=1.6)
-            fill = SERIES[0] if ratio.excludes_one else BACKGROUND
+            fill = SERIES[0] if ratio.verdict in (FASTER, SLOWER) else BACKGROUND
             axes.plot(ratio.value, place, "o", color=SERIES[0], markerfacecolor=fill)
         axes.axvline(1, color=INK, linewidth=1)
         axes.set_yticks(range(len(drawn)), [row.label for row, _ in drawn])
@@ -117,7 +118,7 @@ def _figure(found: Ablation) -> Figure | None:
         + "; ".join(f"{row.label}: {ratio}" for row, ratio in drawn)
         + ".",
         caption=f"{found.recipe.name}: speed-up of training over none of the techniques, with 95 % "
-        f"intervals, in {_measured_in(found)}. Hollow: the interval holds 1, or there is none.",
+        f"intervals, in {_measured_in(found)}. Hollow: no difference is shown.",
         header=("configuration", "rounds", "speedup", "low", "high"),
         data=[(row.name, ratio.rounds, ratio.value, ratio.low, ratio.high) for row, ratio in drawn],
     )
