@@ -32,6 +32,9 @@ from hfbench.verdict import (
     TechniqueChange,
     judge_accuracy,
     judge_speed,
+    say_accuracy,
+    say_cause,
+    say_speed,
     write_sentence,
 )
 
@@ -50,10 +53,11 @@ class Comparison:
         pairs: How many.
         seeds: Different seeds among them.
         rows: Every quantity of both, with the gain and its interval.
-        speed: ``faster``, ``slower``, ``no difference shown`` or ``undecided``: execution time.
+        speed: ``faster``, ``slower``, ``equal``, ``no difference shown`` or ``undecided``, of the
+            execution time.
         accuracy: What it cost; ``None`` where labels mean nothing.
         techniques: That differ between the recipes.
-        beyond: What differs beyond the techniques: effective batch and optimizer steps first.
+        beyond: What differs beyond the techniques and may change speed or accuracy; in `sentence`.
         settings: Every setting of the recipes that differs.
         circumstances: What else differs: what was applied, commit, kernel, sessions.
         notes: What a reader has to know, a sentence each.
@@ -117,8 +121,12 @@ def compare(
         rows[TEST_ACCURACY], paired, margin_points, before[0].data.eval_samples, len(set(seeds))
     )
     techniques = changed_techniques(before[0], after[0])
-    beyond = beyond_techniques(before[0], after[0])
-    others = [item.name for item in beyond if "." in item.name]
+    beyond = beyond_techniques(before, after)
+    clauses = [
+        say_speed(speed, speedup),
+        say_accuracy(accuracy),
+        say_cause(speed, techniques, list(map(str, beyond))),
+    ]
     return Comparison(
         baseline=before,
         candidate=after,
@@ -132,7 +140,7 @@ def compare(
         settings=differing_settings(before[0], after[0]),
         circumstances=circumstances(before[0], after[0]),
         notes=notes + more,
-        sentence=write_sentence(speed, speedup, accuracy, techniques, others),
+        sentence=write_sentence(clauses),
         ablation=say_attribution(after),
     )
 

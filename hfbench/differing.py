@@ -2,21 +2,50 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hfbench.arguments import HUB_ARGUMENTS
 from hfbench.environment import environment_differences
 from hfbench.result import Result
-from hfbench.techniques import TECHNIQUES, Technique
+from hfbench.techniques import OPTIMIZER, TECHNIQUES, Technique
 from hfbench.verdict import TechniqueChange
 
 # Names and texts, not settings; the seed pairs the repeats.
 _NOT_SETTINGS = ("$schema", "name", "description", "variant", "baseline", "reference")
 _ARGUMENT = "training_args."
 _SEED = "training_args.seed"
-# Where it runs, how it talks: of no account, or stated elsewhere.
-_STATED_ELSEWHERE = ("training_args.use_cpu",)
+# Of no account for speed and test accuracy, or stated elsewhere.
+_NO_CAUSE = {f"training_args.{name}" for name in (*HUB_ARGUMENTS, "use_cpu", "run_name", "project")}
+_NO_CAUSE |= {"dataset.max_train_eval_samples"}  # evaluated after the training call
+# What no switch shows: that something else of the same technique did not change says nothing.
+_UNSEEN = {
+    "training_args.torch_compile_backend",
+    "training_args.torch_compile_mode",
+    "training_args.dataloader_persistent_workers",
+    "training_args.dataloader_prefetch_factor",
+}
+# Implementations of one algorithm; any other two optimizers learn differently.
+_ADAMW = ("adamw_torch", "adamw_torch_fused", "adamw_torch_xla", "adamw_torch_npu_fused")
+_OPTIM = "training_args.optim"
+_TRAINED = ("world_size", "effective_batch_size", "optimizer_steps", "epochs")
+_WORDS = {
+    "world_size": "the number of processes",
+    "effective_batch_size": "the effective batch",
+    "optimizer_steps": "the number of optimizer steps",
+    "epochs": "the number of epochs",
+    "resumed_runs": "the number of resumed runs",
+    "seeds": "the set of seeds",
+    "architecture": "the model",
+    "parameters": "the number of parameters",
+    "initialization": "the initial weights",
+    "revision": "the model's revision",
+    "platform": "the kernel",
+    "hfbench_commit": "hfbench's commit",
+}
+_LONGEST_VALUE = 60
 
 
 @dataclass(frozen=True)
@@ -26,6 +55,13 @@ class Difference:
     name: str
     baseline: Any
     candidate: Any
+
+    def __str__(self) -> str:
+        """Write it with both values, as in ``the effective batch (64 instead of 32)``."""
+        before, after = (_brief(self.name, value) for value in (self.baseline, self.candidate))
+        name = _WORDS.get(self.name, self.name)
+        shown = len(before) + len(after) <= _LONGEST_VALUE
+        return f"{name} ({after} instead of {before})" if shown else name
 
 
 def differing_settings(baseline: Result, candidate: Result) -> list[Difference]:
@@ -37,26 +73,61 @@ def differing_settings(baseline: Result, candidate: Result) -> list[Difference]:
 
 
 def changed_techniques(baseline: Result, candidate: Result) -> list[TechniqueChange]:
-    """List the techniques whose settings differ, and whether that was seen to change anything."""
+    """List the techniques that differ, and whether that was seen to change anything.
+
+    Either their settings differ, or what was applied does without a setting that says so: torch
+    turns TF32 on where it compiles.
+    """
     names = {item.name for item in differing_settings(baseline, candidate)}
     return [
-        TechniqueChange(technique.name, _is_applied(technique, baseline, candidate))
+        TechniqueChange(technique.name, _is_applied(technique, asked, baseline, candidate))
         for technique in TECHNIQUES
-        if names & set(technique.settings)
+        if _is_technique(technique, baseline, candidate)
+        and ((asked := names & set(technique.settings)) or _seen(technique, baseline, candidate))
     ]
 
 
-def beyond_techniques(baseline: Result, candidate: Result) -> list[Difference]:
-    """List what differs beyond the techniques, effective batch and optimizer steps first."""
-    of_techniques = {name for technique in TECHNIQUES for name in technique.settings}
-    fields = ("effective_batch_size", "optimizer_steps", "world_size")
-    before, after = (run.training.model_dump(include=set(fields)) for run in (baseline, candidate))
-    first = _differences(*({name: side[name] for name in fields} for side in (before, after)))
-    return first + [
+def beyond_techniques(baseline: Sequence[Result], candidate: Sequence[Result]) -> list[Difference]:
+    """List what differs beyond the techniques and may change speed or accuracy.
+
+    How much was trained comes first, then the model and every other setting, then what else was
+    not the same. A verdict that credits a technique has to name all of it.
+
+    Args:
+        baseline: Repeats of each other, paired with `candidate`.
+        candidate: The same.
+    """
+    a, b = baseline[0], candidate[0]
+    of_techniques = {
+        name
+        for technique in TECHNIQUES
+        if _is_technique(technique, a, b)
+        for name in technique.settings
+    }
+    settings = [
         item
-        for item in differing_settings(baseline, candidate)
-        if item.name not in of_techniques and item.name not in _STATED_ELSEWHERE
+        for item in differing_settings(a, b)
+        if item.name not in of_techniques and item.name not in _NO_CAUSE
     ]
+    named = {item.name for item in settings}
+    found = _differences(_trained(a), _trained(b))
+    if "training_args.num_train_epochs" in named:
+        found = [item for item in found if item.name != "epochs"]
+    if not named & {"model.name_or_path", "model.revision", "model.pretrained"}:
+        found += _differences(_model(a), _model(b))
+    sides = (_of_all_runs(side) for side in (baseline, candidate))
+    return found + settings + _differences(*sides)
+
+
+def ran_differently(one: Result, other: Result) -> list[Difference]:
+    """List in what two runs of one recipe are no repeats: what was trained, seen to be applied."""
+
+    def facts(run: Result) -> dict[str, Any]:
+        return _trained(run) | _model(run) | _applied(run)
+
+    mine, theirs = facts(one), facts(other)
+    both = [name for name in mine if name in theirs]  # an older result has fewer switches
+    return _differences({name: mine[name] for name in both}, {name: theirs[name] for name in both})
 
 
 def circumstances(baseline: Result, candidate: Result) -> list[Difference]:
@@ -105,12 +176,64 @@ def _differing_classes(one: Sequence[str], two: Sequence[str]) -> Iterator[str]:
         )
 
 
-def _is_applied(technique: Technique, baseline: Result, candidate: Result) -> bool:
-    seen = [name for name in technique.switches if name in baseline.switches]
-    seen = [name for name in seen if name in candidate.switches]
-    return not seen or any(
-        baseline.switches[name].applied != candidate.switches[name].applied for name in seen
+def _brief(name: str, value: Any) -> str:
+    if isinstance(value, str) and name.endswith("name_or_path"):
+        value = value.rstrip("/").rsplit("/", 1)[-1]  # sentences are published, folders are not
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _is_technique(technique: Technique, baseline: Result, candidate: Result) -> bool:
+    """Tell whether two runs differ by a technique; AdamW against SGD are two algorithms."""
+    if technique is not OPTIMIZER:
+        return True
+    names = {str(run.recipe.argument("optim")) for run in (baseline, candidate)}
+    return len(names) == 1 or names <= set(_ADAMW)
+
+
+def _switches(technique: Technique, baseline: Result, candidate: Result) -> list[str]:
+    return [
+        name
+        for name in technique.switches
+        if name in baseline.switches and name in candidate.switches
+    ]
+
+
+def _seen(technique: Technique, baseline: Result, candidate: Result) -> bool:
+    """Tell whether a technique was seen to be applied in one run alone."""
+    return any(
+        baseline.switches[name].applied != candidate.switches[name].applied
+        for name in _switches(technique, baseline, candidate)
     )
+
+
+def _is_applied(technique: Technique, asked: set[str], baseline: Result, candidate: Result) -> bool:
+    switches = _switches(technique, baseline, candidate)
+    if not switches or _seen(technique, baseline, candidate):
+        return True
+    return bool(asked & _UNSEEN) and all(baseline.switches[name].applied for name in switches)
+
+
+def _trained(run: Result) -> dict[str, Any]:
+    return {name: getattr(run.training, name) for name in _TRAINED}
+
+
+def _model(run: Result) -> dict[str, Any]:
+    return run.model.model_dump()
+
+
+def _applied(run: Result) -> dict[str, Any]:
+    return {f"{name} (applied)": switch.applied for name, switch in run.switches.items()}
+
+
+def _of_all_runs(runs: Sequence[Result]) -> dict[str, Any]:
+    seeds = ", ".join(str(run.seed) for run in runs)
+    environment = runs[0].environment
+    return {
+        "resumed_runs": sum(run.training.sessions > 1 for run in runs),
+        "seeds": seeds,
+        "platform": environment.platform,
+        "hfbench_commit": environment.hfbench_commit,
+    }
 
 
 def _is_default(baseline: Result, candidate: Result, item: Difference) -> bool:
@@ -129,11 +252,10 @@ def _settings(result: Result) -> dict[str, Any]:
 
 
 def _circumstances(result: Result) -> dict[str, Any]:
-    seen = {f"{name} (applied)": switch.applied for name, switch in result.switches.items()}
     machine = dict(flatten(result.environment.model_dump(mode="json")))
     training = result.training.model_dump(include={"per_device_train_batch_size", "sessions"})
     model = result.model.model_dump(include={"architecture", "initialization", "revision"})
-    return training | model | seen | machine
+    return training | model | _applied(result) | machine
 
 
 def flatten(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

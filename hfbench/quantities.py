@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-_MOST_DIGITS = 5
+MOST_DIGITS = 5  # decimals shown, and judged by
 
 
 def percent(share: float) -> str:
@@ -34,12 +34,21 @@ def factor(value: float, digits: int = 2) -> str:
     return f"{value:.{digits}f}" if round(value, 2) else f"{value:.1g}"
 
 
-def enough_digits(values: Sequence[float], border: float) -> int:
+def enough_digits(values: Sequence[float], *borders: float) -> int:
     """Return with how many decimals, at least two, no value reads as a border that it is not."""
-    for digits in range(2, _MOST_DIGITS):
-        if all(value == border or round(value, digits) != border for value in values):
+    for digits in range(2, MOST_DIGITS):
+        if all(
+            value == border or round(value, digits) != border
+            for value in values
+            for border in borders
+        ):
             return digits
-    return _MOST_DIGITS
+    return MOST_DIGITS
+
+
+def join_words(items: Sequence[str]) -> str:
+    """Join items as people list them: a, b and c."""
+    return " and ".join([", ".join(items[:-1]), items[-1]]) if items[1:] else "".join(items)
 
 
 def signed(value: float, digits: int = 2) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hfbench.differing import differing_settings
+from hfbench.differing import differing_settings, ran_differently
 from hfbench.environment import environment_differences
+from hfbench.quantities import join_words
 from hfbench.result import Result
 
 
@@ -123,4 +124,5 @@ def _why_no_repeat(run: Result, other: Result) -> str | None:
     for what, name in (("test", "eval_fingerprint"), ("training", "train_fingerprint")):
         if getattr(run.data, name) != getattr(other.data, name):
             return f"other {what} images"
-    return None
+    differing = ran_differently(other, run)
+    return f"it ran differently: {join_words(list(map(str, differing)))}" if differing else None
