@@ -76,6 +76,9 @@ def _mixed_precision(evidence: Evidence) -> Advice:
         if ratio
         else ""
     )
+    if use.no_effect:
+        sentence = f"{products}No effect here: {use.no_effect}."
+        return _say(techniques.MIXED_PRECISION, "no", 1.0, sentence, on=use.in_recipe)
     if other is None:
         return _say(
             techniques.MIXED_PRECISION,

@@ -171,6 +171,7 @@ def validate_command(
 ) -> None:
     """Check recipes without running them; says too what this machine could not do."""
     from hfbench.environment import check_machine
+    from hfbench.precision import say_slow_precision
     from hfbench.recipe import load_recipe
 
     failed = 0
@@ -184,6 +185,8 @@ def validate_command(
         print(f"{name}: valid")
         for problem in check_machine(loaded):
             print(f"  not on this machine: {problem}")
+        if slow := say_slow_precision(loaded):
+            print(f"  slow on this machine: {slow}")
     if failed:
         print(f"{failed} of {len(recipes)} recipes are not valid.", file=sys.stderr)
         raise typer.Exit(2)

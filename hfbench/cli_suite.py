@@ -46,7 +46,7 @@ def load_apart(names: Sequence[str], overrides: Sequence[str]) -> list[Recipe]:
     from hfbench.schedule import load_recipes
 
     if "torch" in sys.modules:  # nothing to be saved any more
-        return load_recipes(names, overrides)
+        return _show_slow(load_recipes(names, overrides))
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_send_recipes, args=(sender, names, overrides))
@@ -69,11 +69,21 @@ def load_apart(names: Sequence[str], overrides: Sequence[str]) -> list[Recipe]:
     return found
 
 
+def _show_slow(recipes: list[Recipe]) -> list[Recipe]:
+    """Say which of the recipes are slow on this machine, before hours are spent on them."""
+    from hfbench.precision import say_slow_precision
+
+    for recipe in recipes:
+        if slow := say_slow_precision(recipe):
+            print(f"hfbench suite: {slow}", file=sys.stderr, flush=True)
+    return recipes
+
+
 def _send_recipes(sender: Connection, names: Sequence[str], overrides: Sequence[str]) -> None:
     from hfbench.schedule import load_recipes
 
     try:
-        sender.send(load_recipes(names, overrides))
+        sender.send(_show_slow(load_recipes(names, overrides)))
     except HfbenchError as error:
         sender.send(error)
 

@@ -22,6 +22,7 @@ from hfbench.errors import DeviceError, HfbenchError, first_line
 from hfbench.forecast import Schedule, plan_schedule, predict_duration
 from hfbench.inputs import has_labels
 from hfbench.limits import find_limit, say_verdict
+from hfbench.precision import say_slow_precision
 from hfbench.quantities import duration
 from hfbench.recipe import Recipe
 from hfbench.sides import Sides
@@ -80,7 +81,7 @@ def examine(recipe: Recipe, seconds: float = 30.0, observer: Observer | None = N
         HfbenchError: For everything that the user can mend, as `run_recipe`.
     """
     start, tell = time.perf_counter(), observer or (lambda _: None)
-    tell("loading model and data")
+    tell(f"loading data and {recipe.model.name_or_path} ({recipe.model.weights})")
     with _libraries_frozen(), tempfile.TemporaryDirectory(prefix="hfbench-doctor-") as folder:
         bench = Bench(recipe)
         loading = time.perf_counter() - start
@@ -109,6 +110,8 @@ def _examine(examination: _Examination, start: float) -> Diagnosis:
     recipe, bench, k = examination.recipe, examination.bench, examination.accumulation
     seconds_per_image = _fit_batch_to_time(examination)
     measured = int(bench.recipe.argument("per_device_train_batch_size"))
+    if slow := say_slow_precision(recipe):
+        examination.notes.append(slow)
     examination.tell("building trainers")
     sides = Sides(bench, bench.recipe, examination.folder)
     use = next(use for use in find_uses(bench.recipe) if use.technique is MIXED_PRECISION)
@@ -202,6 +205,8 @@ def _fit_batch_to_time(examination: _Examination) -> float:
 
 def _build_other(examination: _Examination, use: Use) -> Sides | None:
     """Build the recipe with mixed precision turned on, if it has none, or off, if it has."""
+    if use.no_effect:
+        return None
     recipe = change(examination.bench.recipe, (use.off if use.in_recipe else use.on).items())
     try:
         return Sides(examination.bench, recipe, examination.folder)

@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -72,6 +72,29 @@ class ModelSection(_Section):
         False,
         description="Keep the memory that a step frees for the next one (glibc): faster on a CPU.",
     )
+    float32_if_faster: bool = Field(
+        False,
+        description="Train in float32 instead of bfloat16 on a CPU that computes it more slowly.",
+    )
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Copy; a checkpoint is not named in passing where fresh weights are trained.
+
+        Raises:
+            RecipeError: If `update` names another checkpoint, and neither says whether its weights
+                are meant.
+        """
+        copy = super().model_copy(update=update, deep=deep)
+        named = (copy.name_or_path, copy.revision) != (self.name_or_path, self.revision)
+        problems = _unclear_weights(dict(copy)) if named else []
+        if problems and "pretrained" not in (update or {}):
+            raise RecipeError.from_problems("the recipe", problems)
+        return copy
+
+    @property
+    def weights(self) -> str:
+        """Say which weights training starts from, in words."""
+        return "pretrained" if self.pretrained else "fresh weights"
 
 
 class DatasetSection(_Section):
@@ -212,8 +235,12 @@ def load_recipe(name_or_path: str | os.PathLike[str], overrides: Iterable[str] =
             `TrainingArguments`, contradictions, missing files.
     """
     path = _find(name_or_path)
-    content = _read_json(path)
+    content, overrides = _read_json(path), list(overrides)
+    named = _checkpoint_named_in(content)
     problems = apply_overrides(content, overrides, Recipe)
+    said = {override.partition("=")[0] for override in overrides}
+    if "model.pretrained" not in said and _checkpoint_named_in(content) != named:
+        problems += _unclear_weights(content["model"])
     recipe, more = check_recipe(content)
     if problems or more or recipe is None:
         raise RecipeError.from_problems(str(name_or_path), problems + more)
@@ -248,6 +275,25 @@ def check_recipe(content: Any) -> tuple[Recipe | None, list[str]]:
         if len(set(recipe.preprocessing.augmentation)) < len(recipe.preprocessing.augmentation):
             problems.append("preprocessing.augmentation: an entry stands twice.")
     return recipe, problems
+
+
+def _checkpoint_named_in(content: Mapping[str, Any]) -> tuple[Any, Any]:
+    model = content.get("model")
+    model = model if isinstance(model, Mapping) else {}
+    return model.get("name_or_path"), model.get("revision")
+
+
+def _unclear_weights(model: Mapping[str, Any]) -> list[str]:
+    """Say that a checkpoint is named where fresh weights would be trained under its name."""
+    if model.get("pretrained") is not False:
+        return []
+    name = " at ".join(str(model[key]) for key in ("name_or_path", "revision") if model.get(key))
+    return [
+        f"model.name_or_path: {name} is named now, but the recipe has model.pretrained=false, "
+        "which would train fresh, random weights under that name. Say which: "
+        "model.pretrained=true takes the checkpoint's weights, model.pretrained=false its "
+        "architecture alone."
+    ]
 
 
 def _find(name_or_path: str | os.PathLike[str]) -> Path:

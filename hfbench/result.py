@@ -38,7 +38,7 @@ class Switch(_Part):
     Attributes:
         requested: From the recipe, or the library's default.
         applied: Observed while running.
-        reason: Why they differ, or why `applied` was not seen; else ``None``.
+        reason: Why they differ, why `applied` was not seen, or what it costs here; else ``None``.
     """
 
     requested: Any

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -38,6 +39,7 @@ from hfbench.folders import (
 )
 from hfbench.inputs import Inputs, assemble, has_labels, load_inputs
 from hfbench.models import save_model
+from hfbench.precision import log_slow_precision
 from hfbench.recipe import Recipe
 from hfbench.recording import describe_data, describe_model, record
 from hfbench.result import (
@@ -51,6 +53,8 @@ from hfbench.result import (
 )
 from hfbench.scores import Scores
 from hfbench.training import BenchTrainer, build_training_arguments
+
+logger = logging.getLogger(__name__)
 
 
 def run_recipe(
@@ -82,6 +86,7 @@ def run_recipe(
 def _run(recipe: Recipe, root: Path, resume: bool, rerun: bool, held: ExitStack) -> Result:
     clock, stop = Clock(), StopOnSignal()
     with clock.measure("setup"):
+        logger.info(say_start(recipe))
         args, target = check_run(recipe, root)
         reset_memory(args.device)
         where = (describe_environment(args.device.type), args.world_size)
@@ -127,11 +132,18 @@ def _run(recipe: Recipe, root: Path, resume: bool, rerun: bool, held: ExitStack)
     return _push(load_result(folder), folder, target)
 
 
+def say_start(recipe: Recipe) -> str:
+    """Return the first line of a run: what is trained, from which weights, on what."""
+    model, data = recipe.model, recipe.dataset.name_or_path
+    return f"{recipe.name}: {model.name_or_path} ({model.weights}) on {data}"
+
+
 def check_run(recipe: Recipe, root: Path) -> tuple[TrainingArguments, hub.PushTarget | None]:
     """Find what cannot work here before anything is loaded."""
     problems = check_machine(recipe) + find_unwritable(root)
     if problems:
         raise DeviceError.from_problems(recipe.name, problems)
+    log_slow_precision(recipe)
     target = hub.check_push(recipe)
     # Trainer makes the folder that it is given; the run's own comes when nothing can fail any more.
     args = build_training_arguments(recipe, Path(tempfile.gettempdir()))

@@ -9,6 +9,7 @@ from transformers.training_args import OptimizerNames
 
 from hfbench.allocator import keeps_freed_memory
 from hfbench.environment import requested_processes
+from hfbench.precision import find_slow_precision
 from hfbench.recipe import Recipe
 from hfbench.result import Switch
 from hfbench.training import BenchTrainer
@@ -28,6 +29,7 @@ def observe_switches(recipe: Recipe, trainer: BenchTrainer) -> dict[str, Switch]
         "compiled: taken from the accelerator's settings" if trainer.seen_dtype is None else None
     )
     applied_dtype = names[trainer.seen_dtype or trainer.requested_dtype]
+    wanted = (name for name in ("fp16", "bf16") if recipe.argument(name))
     tf32 = recipe.argument("tf32")
     attention = getattr(getattr(trainer.model, "config", None), "_attn_implementation", None)
 
@@ -42,7 +44,9 @@ def observe_switches(recipe: Recipe, trainer: BenchTrainer) -> dict[str, Switch]
 
     return {
         "precision": Switch(
-            requested=names[trainer.requested_dtype], applied=applied_dtype, reason=compiled
+            requested=next(wanted, "fp32"),
+            applied=applied_dtype,
+            reason=find_slow_precision(recipe) or compiled,
         ),
         "tf32_matmul": tf32_switch(torch.backends.cuda.matmul),
         "tf32_convolution": tf32_switch(torch.backends.cudnn.conv),  # type: ignore[attr-defined]

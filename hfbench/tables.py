@@ -13,7 +13,19 @@ from rich.text import Text
 from hfbench.environment import Environment
 from hfbench.errors import ResultError
 from hfbench.quantities import duration, percent
+from hfbench.recipe import Recipe
 from hfbench.result import Result, Run, load_result
+
+_RUN_COLUMNS = (
+    "recipe",
+    "run",
+    "state",
+    "weights",
+    "test accuracy",
+    "F1 macro",
+    "execution",
+    "images/s",
+)
 
 
 class PlainTable(Table):
@@ -40,6 +52,7 @@ def result_table(result: Result) -> Group:
     def add(name: str, ours: str, theirs: str = "") -> None:
         table.add_row(*((name, ours, theirs) if reference else (name, ours)))
 
+    add("model", f"{result.recipe.model.name_or_path}, {result.recipe.model.weights}")
     for split, found in (("test", result.metrics.test), ("train", result.metrics.train)):
         if not found:
             continue
@@ -110,30 +123,36 @@ def _remarks(result: Result) -> list[str]:
 def run_table(runs: Iterable[Run]) -> Table:
     """List runs with what they reached."""
     table = PlainTable()
-    for heading in ("recipe", "run", "state", "test accuracy", "F1 macro", "execution", "images/s"):
+    for heading in _RUN_COLUMNS:
         justify = "right" if heading in ("execution", "images/s") else "left"
         table.add_column(heading, justify=justify, overflow="fold")
     for run in runs:
         name = run.folder.parent.name
         if not run.finished:
-            table.add_row(name, run.folder.name, "unfinished", "", "", "", "")
+            weights = _short_weights(run.recipe) if run.recipe else ""
+            table.add_row(name, run.folder.name, "unfinished", weights, "", "", "", "")
             continue
         try:
             result = load_result(run.folder)
         except ResultError:
-            table.add_row(name, run.folder.name, "unreadable", "", "", "", "")
+            table.add_row(name, run.folder.name, "unreadable", "", "", "", "", "")
             continue
         test, speed = result.metrics.test, result.throughput.samples_per_second
         table.add_row(
             name,
             run.folder.name,
             "finished",
+            _short_weights(result.recipe),
             percent(test.accuracy) if test else "–",
             percent(test.f1_macro) if test else "–",
             duration(result.times.execution_seconds),
             f"{speed:.1f}" if speed else "–",
         )
     return table
+
+
+def _short_weights(recipe: Recipe) -> str:
+    return "pretrained" if recipe.model.pretrained else "fresh"
 
 
 def environment_table(environment: Environment, world_size: int, cannot: Sequence[str]) -> Group:

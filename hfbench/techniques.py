@@ -26,7 +26,7 @@ class Technique:
 
 MIXED_PRECISION = Technique(
     "mixed precision",
-    ("training_args.fp16", "training_args.bf16"),
+    ("training_args.fp16", "training_args.bf16", "model.float32_if_faster"),
     ("precision",),
 )
 PINNED_MEMORY = Technique(

@@ -29,6 +29,7 @@ from hfbench.environment import accelerator_type
 from hfbench.errors import DeviceError, RecipeError
 from hfbench.models import quiet_progress
 from hfbench.overhead import ask_once_for_lomo, without_walks
+from hfbench.precision import takes_float32
 from hfbench.preprocessing import Preprocessing
 from hfbench.recipe import Recipe
 from hfbench.result import CLOCK_FILE, write_json
@@ -53,6 +54,8 @@ def build_training_arguments(recipe: Recipe, output_dir: Path) -> TrainingArgume
     values = {
         name: value for name, value in recipe.training_args.items() if name not in HUB_ARGUMENTS
     }
+    if takes_float32(recipe):
+        values["bf16"] = False
     if accelerator_type() is None:
         values["use_cpu"] = True  # the same device, and the only way to several processes on it
     if values.get("use_cpu") and isinstance(values.get("accelerator_config"), dict):

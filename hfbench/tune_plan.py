@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hfbench.allocator import can_keep_freed_memory
 from hfbench.convolutions import has_convolutions
 from hfbench.environment import accelerator_type, check_machine
+from hfbench.precision import find_slow_precision
 from hfbench.recipe import Recipe
 from hfbench.techniques import change
 
@@ -118,7 +119,7 @@ def list_techniques(larger_batch: bool) -> dict[str, Offers]:
 def say_inapplicable(recipe: Recipe, subject: Subject, larger_batch: bool) -> dict[str, str]:
     """Say of each technique that has no neighbour in this recipe why that is so."""
     reasons = {
-        "precision": "this machine has no other",
+        "precision": "this machine has no other, or computes it more slowly",
         "memory format": "the model is not convolutional",
         "kept memory": "for a CPU, with glibc",
         "cuDNN benchmark": "needs a convolutional model on an NVIDIA GPU",
@@ -184,7 +185,9 @@ def _precisions(recipe: Recipe, subject: Subject) -> Iterator[Candidate]:
         if bf16 and accelerator_type() is None:  # transformers wants to be asked for it
             settings["training_args.use_cpu"] = True
         candidate = Candidate("precision", name, settings, CHECK_PRECISION)
-        if not (fp16 and subject.device_type == "cpu") and _runs_here(candidate, recipe):
+        if fp16 and subject.device_type == "cpu":
+            continue
+        if _runs_here(candidate, recipe) and not find_slow_precision(candidate.apply(recipe)):
             yield candidate
     if not mixed and subject.device_type == "cuda":
         tf32 = not recipe.argument("tf32")

@@ -7,6 +7,7 @@ from dataclasses import replace
 from hfbench.allocator import can_keep_freed_memory
 from hfbench.convolutions import is_convolutional
 from hfbench.environment import accelerator_type
+from hfbench.precision import find_slow_precision, takes_float32
 from hfbench.recipe import Recipe, load_recipe, shipped_recipes
 from hfbench.techniques import (
     ACCUMULATION,
@@ -27,6 +28,7 @@ from hfbench.techniques import (
     WORKERS,
     Technique,
     Use,
+    change,
 )
 
 ACCUMULATION_STEPS = 4  # where the recipe has none: the reference's
@@ -91,8 +93,17 @@ def _mixed_precision(recipe: Recipe, device: str) -> Use:
     if bf16 and device == "cpu":  # transformers wants to be asked for it
         on["training_args.use_cpu"] = True
     in_recipe = bool(recipe.argument("fp16") or recipe.argument("bf16"))
+    turned_on = change(recipe, on.items())
     return Use(
-        MIXED_PRECISION, MIXED_PRECISION.name, "fp16" if fp16 else "bf16", on, off, in_recipe
+        MIXED_PRECISION,
+        MIXED_PRECISION.name,
+        "fp16" if fp16 else "bf16",
+        on,
+        off,
+        in_recipe,
+        f"{find_slow_precision(turned_on)}, and the recipe takes what is faster"
+        if takes_float32(turned_on)
+        else None,
     )
 
 

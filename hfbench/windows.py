@@ -37,6 +37,7 @@ from hfbench.data import ImageBatches
 from hfbench.environment import check_machine, requested_processes
 from hfbench.errors import DeviceError
 from hfbench.inputs import assemble, load_inputs
+from hfbench.precision import log_slow_precision
 from hfbench.recipe import Recipe
 from hfbench.result import Switch
 from hfbench.switches import observe_switches
@@ -120,6 +121,7 @@ class Bench:
         """
         self.recipe = without_files(recipe)
         args = _check(self.recipe)
+        log_slow_precision(self.recipe)
         self.inputs = load_inputs(self.recipe, args)
         self.device = args.device
 

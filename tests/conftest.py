@@ -27,6 +27,12 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@pytest.fixture(autouse=True)
+def _cpu_with_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let tests see the same CPU everywhere: many have no units for bfloat16."""
+    monkeypatch.setattr("hfbench.precision.measure_bfloat16_slowdown", lambda: 1.0)
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """Return the folder with real CIFAR and a pretrained checkpoint, beside the checkout."""

@@ -47,6 +47,7 @@ COUNTED = {
     "baseline": "quickstart_tuned",
     "model.name_or_path": "timm/resnet50.a1_in1k",
     "model.revision": "v1",
+    "model.float32_if_faster": False,
     "model.pretrained": True,
     "model.memory_format": "channels_last",
     "model.attn_implementation": "eager",
@@ -412,7 +413,8 @@ def test_json_that_python_cannot_hold_is_refused(tmp_path: Path, text: str) -> N
         (
             {"model": {"name_or_path": "a/b", "zzz": True}},
             "model.zzz: unknown; expected one of name_or_path, revision, pretrained, "
-            "memory_format, attn_implementation, cudnn_benchmark, keep_freed_memory.",
+            "memory_format, attn_implementation, cudnn_benchmark, keep_freed_memory, "
+            "float32_if_faster.",
         ),
         (
             {"dataset": {"name_or_path": "digits", "eval_splitt": "test"}},
@@ -621,6 +623,7 @@ def test_override_value_is_read_as_json_else_as_text() -> None:
             'preprocessing.augmentation=["horizontal_flip"]',
             "description=a=b, c",
             'model.revision="5"',
+            "model.pretrained=false",
         ],
     )
 
@@ -636,7 +639,7 @@ def test_override_value_is_read_as_json_else_as_text() -> None:
 @pytest.mark.parametrize("value", ["5", "12e4567", "true", "null"])
 @pytest.mark.parametrize("name", ["model.revision", "description", "training_args.run_name"])
 def test_text_that_looks_like_json_is_taken_or_asked_for_in_quotes(name: str, value: str) -> None:
-    message = problems_of(f"{name}={value}")
+    message = problems_of(f"{name}={value}", "model.pretrained=false")
 
     assert message == "" or "quotes" in message
 
@@ -688,7 +691,7 @@ def test_override_of_a_nested_misspelling_is_named() -> None:
         (
             "model.zzz=1",
             "zzz is unknown in model; it has name_or_path, revision, pretrained, memory_format, "
-            "attn_implementation, cudnn_benchmark, keep_freed_memory.",
+            "attn_implementation, cudnn_benchmark, keep_freed_memory, float32_if_faster.",
         ),
         ("dataset.train_split.x=1", "dataset.train_split has no parts."),
         ("name.x=1", "name has no parts."),
@@ -758,6 +761,8 @@ def test_digest_ignores_what_does_not_change_the_experiment(name: str) -> None:
 @pytest.mark.parametrize("name", COUNTED)
 def test_digest_counts_everything_else(name: str) -> None:
     more = ["dataset.name_or_path=synthetic"] if name == "dataset.num_classes" else []
+    if name in ("model.name_or_path", "model.revision"):  # whose weights is asked then
+        more = ["model.pretrained=false"]
     values = {name: COUNTED[name]}
     if COUNTED[name] == "validation":
         other = "dataset.eval_split" if name.endswith("train_split") else "dataset.train_split"
@@ -824,6 +829,7 @@ settable = st.fixed_dictionaries(
 @given(values=settable)
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_recipe_survives_being_written_and_read(values: dict[str, Any]) -> None:
+    values = {"model.pretrained": False} | values
     recipe = load_recipe("quickstart_untuned", as_overrides(values))
     with TemporaryDirectory() as folder:
         path = Path(folder) / "written.json"

@@ -177,6 +177,7 @@ def test_runs_are_listed_with_their_state(tmp_path: Path) -> None:
         "one",
         "1",
         "finished",
+        "fresh",
         "80.00 %",
         "79.00 %",
         "1 min 40 s",

@@ -27,6 +27,7 @@ from tests.integration.conftest import Pair
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.json"))
+FRESH = "model.pretrained=false"
 COMMANDS = ("recipe", "compare", "list", "validate", "env", "predict", "schema")
 
 
@@ -215,9 +216,18 @@ def test_schema_is_the_one_in_docs(warm: WarmCommand, tmp_path: Path) -> None:
         (["dataset.name_or_path=./nowhere"], ['"./nowhere" does not exist (looked in ']),
         (["dataset.name_or_path=./empty"], ["./empty cannot be loaded as a data set"]),
         (["dataset.name_or_path=./garbage"], ["./garbage cannot be loaded as a data set"]),
-        (["model.name_or_path=./empty"], ["./empty holds no config.json"]),
-        (["model.name_or_path=./garbage"], ["./garbage cannot be loaded"]),
-        (["model.name_or_path=timm/resnt10t"], ["did you mean resnet10t"]),
+        (
+            ["model.name_or_path=./empty", "model.pretrained=false"],
+            ["./empty holds no config.json"],
+        ),
+        (
+            ["model.name_or_path=./garbage", "model.pretrained=false"],
+            ["./garbage cannot be loaded"],
+        ),
+        (
+            ["model.name_or_path=timm/resnt10t", "model.pretrained=false"],
+            ["did you mean resnet10t"],
+        ),
         (["training_args.optim=adamw_bnb_8bit"], ["bitsandbytes"]),
         (["training_args.seed=1", "--output-dir", "garbage/file"], ["garbage/file"]),
     ],

@@ -7,7 +7,13 @@ from pathlib import Path
 
 from tests.integration.commands import SHORT, WarmCommand
 
-QUICK = ("--seconds", "1", "model.name_or_path=timm/test_resnet.r160_in1k", *SHORT)
+QUICK = (
+    "--seconds",
+    "1",
+    "model.name_or_path=timm/test_resnet.r160_in1k",
+    "model.pretrained=false",
+    *SHORT,
+)
 
 
 def test_doctor_says_what_limits_and_what_helps(warm: WarmCommand, tmp_path: Path) -> None:
