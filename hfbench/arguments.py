@@ -127,10 +127,17 @@ _ABOVE_ZERO: dict[str, float] = {
     "num_train_epochs": 1_000_000,
     "save_steps": _MOST_STEPS,
 }
-# Those of torch itself that train; others need packages that hfbench does not know.
-_COMPILE_BACKENDS = ("inductor", "eager", "aot_eager", "cudagraphs")
-# Of `torch.compile`, for inductor.
-_COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+# Of `torch.compile`: the backends of torch itself that train (others need packages that hfbench
+# does not know), and inductor's modes.
+_CHOICES = {
+    "torch_compile_backend": ("inductor", "eager", "aot_eager", "cudagraphs"),
+    "torch_compile_mode": (
+        "default",
+        "reduce-overhead",
+        "max-autotune",
+        "max-autotune-no-cudagraphs",
+    ),
+}
 _LONGEST_NAME = 96  # letters of a name that is compared with others: takes their product in time
 _STEPS = ("eval_steps", "logging_steps", "save_steps")
 _METRICS = ("loss", "accuracy", "f1_macro", "f1_weighted", "top5_accuracy")
@@ -225,13 +232,13 @@ def _choice_problem(name: str, value: Any) -> str | None:
         if isinstance(arg, type) and issubclass(arg, enum.Enum)
     ]
     choices = [str(member.value) for kind in enums for member in kind]
-    choices = choices or [
-        str(choice) for choice in training_argument_fields()[name].metadata.get("choices") or []
-    ]
-    choices = {
-        "torch_compile_backend": _COMPILE_BACKENDS,
-        "torch_compile_mode": _COMPILE_MODES,
-    }.get(name, choices)
+    choices = (
+        choices
+        or list(_CHOICES.get(name, ()))
+        or [
+            str(choice) for choice in training_argument_fields()[name].metadata.get("choices") or []
+        ]
+    )
     if not choices or value in choices:
         return None
     near = suggest(value, choices)

@@ -39,7 +39,7 @@ _HIDDEN = "<hidden>"
 
 
 def for_terminal(text: str) -> str:
-    """Show what a terminal would obey as escapes, as in ``\\x1b``; lines stay lines."""
+    """Show what a terminal would obey as escapes, backslash and all; lines stay lines."""
     return _OBEYED.sub(lambda found: _escape(found.group()), text)
 
 

@@ -475,8 +475,8 @@ def _missing_file(where: str, name: str) -> list[str]:
     except OSError as error:  # too long, or a folder that must not be looked into
         return [f"{where}: {shown(name)} cannot be looked at: {error.strerror}."]
     return [
-        f"{where}: {shown(name)} does not exist (looked in {Path.cwd()}); give an existing folder or a "
-        f"name on the Hub."
+        f"{where}: {shown(name)} does not exist (looked in {Path.cwd()}); give an existing "
+        f"folder or a name on the Hub."
     ]
 
 

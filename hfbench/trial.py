@@ -155,7 +155,7 @@ def _step_schedule(values: Mapping[str, Any]) -> None:
 def _warmup_steps(args: Any, steps: int) -> int:
     from transformers import TrainingArguments
 
-    return TrainingArguments.get_warmup_steps(args, steps)
+    return int(TrainingArguments.get_warmup_steps(args, steps))
 
 
 def _step(optimizer: Any) -> None:
