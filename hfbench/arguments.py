@@ -20,6 +20,9 @@ from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from hfbench.harmless import shown
+from hfbench.trial import try_optimizer_and_schedule
+
 # Where a model is pushed; hub.py reads them, Trainer does not get them.
 HUB_ARGUMENTS = (
     "push_to_hub",
@@ -63,16 +66,20 @@ OWNED = {
     "auto_find_batch_size": "a benchmark must keep its batch size; set per_device_train_batch_size",
     "bf16_full_eval": "it would change the saved weights; evaluation has training's precision",
     "batch_eval_metrics": "metrics are computed once, over the whole split",
+    "debug": _UNSUPPORTED,
     "deepspeed": _UNSUPPORTED,
     "do_eval": "the test split is always evaluated",
     "do_predict": "the test split is always evaluated",
     "do_train": "a run always trains",
+    "enable_jit_checkpoint": "Ctrl-C, SIGTERM and SIGHUP save a checkpoint anyway",
     "eval_do_concat_batches": "metrics are computed once, over the whole split",
     "fp16_full_eval": "it would change the saved weights; evaluation has training's precision",
     "fsdp": _UNSUPPORTED,
     "fsdp_config": _UNSUPPORTED,
     "hub_token": 'a token would end up in files; log in with "hf auth login" or set HF_TOKEN',
+    "ignore_data_skip": "a resume must see the images that an undisturbed run sees",
     "include_for_metrics": "hfbench computes the metrics",
+    "include_num_input_tokens_seen": "images have no tokens",
     "label_names": "hfbench builds the batches",
     "length_column_name": "images have no length",
     "liger_kernel_config": _UNSUPPORTED,
@@ -82,40 +89,70 @@ OWNED = {
     "parallelism_config": _UNSUPPORTED,
     "prediction_loss_only": "accuracy needs the predictions",
     "remove_unused_columns": "hfbench builds the batches",
+    "restore_callback_states_from_checkpoint": "a resume restores what it needs",
     "resume_from_checkpoint": "use --resume",
     "save_only_model": "a resume needs the optimizer too",
     "train_sampling_strategy": "training images are shuffled anew each epoch",
+    "use_cache": "a classifier of images keeps no cache",
     "use_liger_kernel": _UNSUPPORTED,
 }
 
-# Inclusive lower bounds; values below cannot train.
-_MINIMUM = {
-    "dataloader_num_workers": 0,
-    "eval_accumulation_steps": 1,
-    "gradient_accumulation_steps": 1,
-    "learning_rate": 0,
-    "max_grad_norm": 0,
-    "per_device_eval_batch_size": 1,
-    "per_device_train_batch_size": 1,
-    "save_total_limit": 1,
-    "seed": 0,
-    "warmup_steps": 0,
-    "weight_decay": 0,
+_MOST_STEPS = 2**31 - 1
+# Inclusive bounds: values below cannot train; values above overflow a number of torch, or cannot
+# be meant.
+_BOUNDS: dict[str, tuple[float, float]] = {
+    "adam_epsilon": (1e-38, 1),  # below, float32 rounds to 0, and 0 / 0 is no number
+    "dataloader_num_workers": (0, 1024),
+    "dataloader_prefetch_factor": (1, 10_000),
+    "ddp_bucket_cap_mb": (1, 2**20),
+    "ddp_timeout": (1, 10_000_000),
+    "eval_accumulation_steps": (1, _MOST_STEPS),
+    "eval_delay": (0, _MOST_STEPS),
+    "gradient_accumulation_steps": (1, 2**24),
+    "learning_rate": (0, 10_000),
+    "max_grad_norm": (0, 1e38),  # float32 holds no more
+    "max_steps": (-math.inf, _MOST_STEPS),
+    "per_device_eval_batch_size": (1, 2**24),
+    "per_device_train_batch_size": (1, 2**24),
+    "save_total_limit": (1, _MOST_STEPS),
+    "seed": (0, math.inf),
+    "torch_empty_cache_steps": (1, _MOST_STEPS),
+    "warmup_steps": (0, _MOST_STEPS),
+    "weight_decay": (0, 1000),
 }
-_ABOVE_ZERO = (
-    "eval_steps",
-    "logging_steps",
-    "num_train_epochs",
-    "save_steps",
-    "dataloader_prefetch_factor",
-)
+# The same, where the lower bound itself is too small.
+_ABOVE_ZERO: dict[str, float] = {
+    "eval_steps": _MOST_STEPS,
+    "logging_steps": _MOST_STEPS,
+    "num_train_epochs": 1_000_000,
+    "save_steps": _MOST_STEPS,
+}
+# Of `torch.compile`: the backends of torch itself that train (others need packages that hfbench
+# does not know), and inductor's modes.
+_CHOICES = {
+    "torch_compile_backend": ("inductor", "eager", "aot_eager", "cudagraphs"),
+    "torch_compile_mode": (
+        "default",
+        "reduce-overhead",
+        "max-autotune",
+        "max-autotune-no-cudagraphs",
+    ),
+}
+_LONGEST_NAME = 96  # letters of a name that is compared with others: takes their product in time
 _STEPS = ("eval_steps", "logging_steps", "save_steps")
 _METRICS = ("loss", "accuracy", "f1_macro", "f1_weighted", "top5_accuracy")
 _SEED_LIMIT = 2**32  # numpy's seeds are unsigned 32-bit integers
 
 
+def shown_name(name: str) -> str:
+    """Return a dotted name for a message; a long one is cut."""
+    return name if len(name) <= 2 * _LONGEST_NAME else f"{name[:_LONGEST_NAME]}…"
+
+
 def suggest(name: str, known: Iterable[str]) -> str:
     """Return ``"; did you mean x?"`` for the nearest known name, or an empty string."""
+    if len(name) > _LONGEST_NAME:
+        return ""
     names = list(known)
     longer = sorted((other for other in names if other.startswith(name)), key=len)
     near = longer[:1] if len(name) > 2 else []  # adamw means adamw_torch, not grokadamw
@@ -157,14 +194,15 @@ def check_training_args(values: Mapping[str, Any]) -> list[str]:
         elif name not in fields:
             gone = f"removed in transformers 5; {REMOVED[name]}." if name in REMOVED else None
             unknown = f"unknown{suggest(name, fields) or '; it is no name of TrainingArguments.'}"
-            problems.append(f"{where}: {gone or unknown}")
+            problems.append(f"{shown_name(where)}: {gone or unknown}")
         elif (
             problem := _type_problem(name, value)
             or _choice_problem(name, value)
             or _range_problem(name, value)
         ):
             problems.append(f"{where}: {problem}")
-    return problems + _contradictions(values)
+    problems += _contradictions(values)
+    return problems or try_optimizer_and_schedule(values)
 
 
 def _type_problem(name: str, value: Any) -> str | None:
@@ -178,7 +216,7 @@ def _type_problem(name: str, value: Any) -> str | None:
         fix = ""
         if isinstance(value, str) and _is_json_number(value):
             fix = f"; write {value} without quotes"
-        return f"found {json.dumps(value)}, expected {_describe(hint)}{fix}."
+        return f"found {shown(value)}, expected {_describe(hint)}{fix}."
     if isinstance(value, float) and not math.isfinite(value):
         return f"{value} is not a finite number."
     return None
@@ -194,26 +232,33 @@ def _choice_problem(name: str, value: Any) -> str | None:
         if isinstance(arg, type) and issubclass(arg, enum.Enum)
     ]
     choices = [str(member.value) for kind in enums for member in kind]
-    choices = choices or [
-        str(choice) for choice in training_argument_fields()[name].metadata.get("choices") or []
-    ]
+    choices = (
+        choices
+        or list(_CHOICES.get(name, ()))
+        or [
+            str(choice) for choice in training_argument_fields()[name].metadata.get("choices") or []
+        ]
+    )
     if not choices or value in choices:
         return None
     near = suggest(value, choices)
     return (
-        f'"{value}" is no choice{near}'
+        f"{shown(value)} is no choice{near}"
         if near
-        else f'"{value}" is no choice; it may be {", ".join(choices)}.'
+        else f"{shown(value)} is no choice; it may be {', '.join(choices)}."
     )
 
 
 def _range_problem(name: str, value: Any) -> str | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    if name in _MINIMUM and value < _MINIMUM[name]:
-        return f"{value} is too small; it must be at least {_MINIMUM[name]}."
+    low, high = _BOUNDS.get(name, (-math.inf, _ABOVE_ZERO.get(name, math.inf)))
+    if value < low:
+        return f"{value} is too small; it must be at least {low:g}."
     if name in _ABOVE_ZERO and value <= 0:
         return f"{value} is too small; it must be above 0."
+    if value > high:
+        return f"{shown(value)} is too large; it must be at most {high:,.12g}."
     if name == "max_steps" and value != -1 and value < 1:
         return f"{value} is no number of steps; write -1 to train for num_train_epochs."
     if name == "label_smoothing_factor" and not 0 <= value < 1:
@@ -250,6 +295,15 @@ def _contradictions(values: Mapping[str, Any]) -> list[str]:
         if workers == 0 and values.get(name)
     ]
     evaluates, saves = values.get("eval_strategy", "no"), values.get("save_strategy", "steps")
+    if on("load_best_model_at_end") and evaluates == saves == "no":
+        problems.append(
+            "training_args.load_best_model_at_end: there is no evaluation to find the best by, and "
+            'no checkpoint to load; set eval_strategy and save_strategy to "epoch".'
+        )
+    if saves == "best" and evaluates == "no":
+        problems.append(
+            'training_args.save_strategy: "best" needs evaluations; set eval_strategy to "epoch".'
+        )
     if on("load_best_model_at_end") and saves != "best" and evaluates != saves:
         problems.append(
             f"training_args: load_best_model_at_end needs equal strategies, found "
@@ -259,10 +313,14 @@ def _contradictions(values: Mapping[str, Any]) -> list[str]:
         problems.append(
             'training_args: this lr_scheduler_type needs evaluations; set eval_strategy to "epoch".'
         )
+    problems += _without_effect(values)
     problems += _unknown_trackers(values.get("report_to"))
     accelerator = values.get("accelerator_config")
-    if isinstance(accelerator, str):
-        problems.append("training_args.accelerator_config: write the object itself, not a file.")
+    problems += [
+        f"training_args.{name}: write the object itself, not a file or text."
+        for name in _OBJECTS
+        if isinstance(values.get(name), str)
+    ]
     if isinstance(accelerator, Mapping):
         problems += _accelerator_config_problems(accelerator)
     metric = str(values.get("metric_for_best_model") or "loss").removeprefix("eval_")
@@ -275,6 +333,64 @@ def _contradictions(values: Mapping[str, Any]) -> list[str]:
         problems.append(
             'training_args.hub_strategy: hfbench pushes once, at the end; write "end" or leave it '
             "out."
+        )
+    return problems
+
+
+_OBJECTS = (
+    "accelerator_config",
+    "lr_scheduler_kwargs",
+    "activation_checkpointing_kwargs",
+    "gradient_checkpointing_kwargs",
+)
+
+
+def _without_effect(values: Mapping[str, Any]) -> list[str]:
+    """Find settings that nothing would heed."""
+    problems = []
+    for what, default in (("eval", "no"), ("save", "steps")):
+        strategy = values.get(f"{what}_strategy", default)
+        if values.get(f"{what}_steps") is not None and strategy != "steps":
+            problems.append(
+                f'training_args.{what}_steps: has no effect with {what}_strategy="{strategy}"; '
+                f'leave it out, or set {what}_strategy to "steps".'
+            )
+    if values.get("eval_delay") and values.get("eval_strategy", "no") == "no":
+        problems.append(
+            "training_args.eval_delay: there are no evaluations to delay; leave it out, or set "
+            'eval_strategy to "epoch".'
+        )
+    uses_metric = (
+        values.get("load_best_model_at_end") is True
+        or values.get("save_strategy") == "best"
+        or values.get("lr_scheduler_type") in ("reduce_lr_on_plateau", "greedy")
+    )
+    problems += [
+        f"training_args.{name}: has no effect, since neither load_best_model_at_end nor the "
+        f"learning rate's schedule asks for the best; leave it out."
+        for name in ("metric_for_best_model", "greater_is_better")
+        if values.get(name) is not None and not uses_metric
+    ]
+    for kind in ("activation_checkpointing", "gradient_checkpointing"):
+        if values.get(f"{kind}_kwargs") and not (
+            values.get("activation_checkpointing") or values.get("gradient_checkpointing")
+        ):
+            problems.append(
+                f"training_args.{kind}_kwargs: has no effect without {kind}; set it to true, or "
+                f"leave this out."
+            )
+    backend = values.get("torch_compile_backend") or "inductor"
+    if values.get("torch_compile_mode") and backend != "inductor":
+        problems.append(
+            f"training_args.torch_compile_mode: only inductor has modes, not {backend}; leave it "
+            f"out."
+        )
+    if values.get("dataloader_multiprocessing_context") and not values.get(
+        "dataloader_num_workers"
+    ):
+        problems.append(
+            "training_args.dataloader_multiprocessing_context: needs worker processes; set "
+            "dataloader_num_workers to 1 or more, or leave it out."
         )
     return problems
 

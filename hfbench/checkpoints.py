@@ -32,6 +32,18 @@ _TIMM_KEYS = (
     "pool_size",
     "fixed_input_size",
 )
+# Arguments of `timm.create_model` that load something else, in older versions a pickle.
+_FOREIGN_FILES = (
+    "cache_dir",
+    "checkpoint_path",
+    "pretrained",
+    "pretrained_cfg",
+    "pretrained_cfg_overlay",
+    "pretrained_custom_load",
+    "pretrained_strict",
+)
+_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+_LARGEST_CONFIGURATION = 32 * 2**20  # bytes; 21,843 classes with names take 2 MiB
 
 
 def is_known_without_checkpoint(recipe: Recipe) -> bool:
@@ -60,7 +72,10 @@ def load_config(recipe: Recipe, path: str, revision: str | None) -> Any:
         if path.startswith("timm/"):
             return _known_timm_config(path.removeprefix("timm/"))
         return _known_configs()[path]()
-    config = AutoConfig.from_pretrained(path, revision=revision, **_read_model_args(path))
+    refuse_foreign_code(recipe.model.name_or_path, path, revision)
+    config = AutoConfig.from_pretrained(
+        path, revision=revision, trust_remote_code=False, **_read_model_args(path)
+    )
     if config.model_type not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES:
         raise ModelError(
             f"model.name_or_path: {path} is a {config.model_type}, no image classifier."
@@ -70,6 +85,95 @@ def load_config(recipe: Recipe, path: str, revision: str | None) -> Any:
             f"model {path}: config.json has no pretrained_cfg, so mean and deviation are unknown."
         )
     return config
+
+
+def refuse_foreign_code(
+    name: str, path: str, revision: str | None = None, where: str = "model.name_or_path"
+) -> None:
+    """Refuse a model that brings code of its own, or asks for more to be loaded than its weights.
+
+    transformers would ask on stdin whether it may run, and run it after a "y".
+
+    Args:
+        name: As the user gave it.
+        path: Folder or name on the Hub.
+        revision: On the Hub.
+        where: What the name was given as.
+
+    Raises:
+        ModelError: If it does.
+    """
+    from transformers import PreTrainedConfig
+
+    refuse_large_files(path, where)
+    content, _ = PreTrainedConfig.get_config_dict(path, revision=revision)
+    for key in ("auto_map", "custom_pipelines"):
+        _refuse_key(content, key, name, "config.json", where)
+    asked = content.get("attn_implementation") or content.get("_attn_implementation")
+    if isinstance(asked, str) and is_foreign_kernel(asked):
+        raise ModelError(
+            f"{where}: {name} asks for {asked}, code from elsewhere, as its attention "
+            f"(attn_implementation in config.json). hfbench runs no code that comes with a model."
+        )
+    arguments = content.get("model_args")
+    for key in _FOREIGN_FILES:
+        if isinstance(arguments, dict) and arguments.get(key):
+            raise ModelError(
+                f"{where}: {name} wants another file or model to be loaded (model_args.{key} in "
+                f"config.json). hfbench loads the model's own weights only; remove that entry."
+            )
+    architecture = content.get("architecture")
+    if isinstance(architecture, str) and ":" in architecture:
+        raise ModelError(
+            f'{where}: {name} names the architecture "{architecture}", which lies elsewhere; '
+            f"expected one that timm knows."
+        )
+
+
+def refuse_large_files(path: str, where: str) -> None:
+    """Refuse a folder whose configuration is too large to be one, before it is read.
+
+    Raises:
+        ModelError: If it is.
+    """
+    for name in ("config.json", *_PROCESSOR_FILES):
+        file = Path(path) / name
+        if file.is_file() and file.stat().st_size > _LARGEST_CONFIGURATION:
+            raise ModelError(
+                f"{where}: {file} has {file.stat().st_size / 2**20:.0f} MiB; a configuration has "
+                f"at most {_LARGEST_CONFIGURATION // 2**20} MiB."
+            )
+
+
+def refuse_foreign_processor(
+    name: str, path: str, revision: str | None = None, where: str = "model.name_or_path"
+) -> None:
+    """Refuse an image processor that brings code of its own, as `refuse_foreign_code` does a model.
+
+    Raises:
+        ModelError: If it does.
+    """
+    from transformers import ImageProcessingMixin
+
+    try:
+        content, _ = ImageProcessingMixin.get_image_processor_dict(path, revision=revision)
+    except OSError:  # there is none; a timm model keeps it in config.json
+        return
+    _refuse_key(content, "auto_map", name, "the image processor's configuration", where)
+
+
+def is_foreign_kernel(attention: str) -> bool:
+    """Tell whether an attention is code that transformers would fetch from the Hub and run."""
+    return "/" in attention or ":" in attention
+
+
+def _refuse_key(content: dict[str, Any], key: str, name: str, file: str, where: str) -> None:
+    if content.get(key):
+        raise ModelError(
+            f"{where}: {name} comes with code of its own ({key} in {file}). Models with code of "
+            f"their own are not supported: hfbench never runs it. Use a model whose classes are in "
+            f"transformers or timm; if this one's are, remove {key} from the file."
+        )
 
 
 def find_commit(name: str, revision: str | None) -> str | None:
@@ -224,4 +328,5 @@ def _load_processor(recipe: Recipe, config: Any, path: str, revision: str | None
             f"model.name_or_path: {path} holds no preprocessor_config.json; save the image "
             f"processor there."
         )
-    return AutoImageProcessor.from_pretrained(path, revision=revision)
+    refuse_foreign_processor(recipe.model.name_or_path, path, revision)
+    return AutoImageProcessor.from_pretrained(path, revision=revision, trust_remote_code=False)

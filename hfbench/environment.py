@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
+from hfbench.trial import missing_optimizer
+
 if TYPE_CHECKING:
     import psutil
 
@@ -173,6 +175,8 @@ def check_machine(recipe: Recipe) -> list[str]:
             "training_args.tf32: needs an NVIDIA GPU of the Ampere generation or newer. Run "
             "without it: training_args.tf32=false"
         )
+    if problem := missing_optimizer(args):
+        problems.append(problem)
     return problems + _missing_trackers(args.get("report_to"))
 
 

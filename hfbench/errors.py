@@ -4,15 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from hfbench.harmless import message
+
 
 class HfbenchError(Exception):
     """A problem that the user can mend; the command line prints it without a traceback.
+
+    Its text holds no credential, and nothing that a terminal would obey, whoever named what is in
+    it.
 
     Attributes:
         exit_code: What the process ends with.
     """
 
     exit_code = 2
+
+    def __init__(self, text: str = "") -> None:
+        super().__init__(message(text))
 
     @classmethod
     def from_problems(cls, source: str, problems: Sequence[str]) -> HfbenchError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import pickle
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -124,6 +125,11 @@ def load_model(
             model, initialization = _build_fresh(config, size)
     except ModelError:
         raise
+    except pickle.UnpicklingError as error:
+        raise ModelError(
+            f"model {recipe.model.name_or_path}: its weights are a pickle that holds more than "
+            f"tensors, or is damaged; hfbench does not run it. Use model.safetensors."
+        ) from error
     except Exception as error:
         if Path(source.path).exists():
             raise ModelError(
@@ -179,7 +185,7 @@ def check_saved_processor(
     with tempfile.TemporaryDirectory() as folder:
         _save_processor(model, image_processor, Path(folder))
         model.config.save_pretrained(folder)
-        loaded = AutoImageProcessor.from_pretrained(folder)
+        loaded = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
     check_image_processor(loaded, preprocessing, images)
 
 
@@ -278,6 +284,8 @@ def _load_pretrained(recipe: Recipe, source: ModelSource, size: int) -> PreTrain
         revision=None if Path(source.path).exists() else recipe.model.revision,
         ignore_mismatched_sizes=True,  # the head of another number of classes is replaced
         output_loading_info=True,
+        trust_remote_code=False,
+        weights_only=True,  # of a .bin: a pickle must not run anything
     )
     _check_loading(model, loading, recipe.model.name_or_path)
     trained_size = getattr(model.config, "image_size", size)
@@ -321,8 +329,9 @@ def _build_fresh(config: Any, size: int) -> tuple[PreTrainedModel, str]:
     if config.model_type != "timm_wrapper":
         if hasattr(config, "image_size"):
             config.image_size = size
-        return AutoModelForImageClassification.from_config(config), "transformers"
-    model = AutoModelForImageClassification.from_config(config)
+        fresh = AutoModelForImageClassification.from_config(config, trust_remote_code=False)
+        return fresh, "transformers"
+    model = AutoModelForImageClassification.from_config(config, trust_remote_code=False)
     # The wrapper overwrites timm's initialisation with N(0, 0.02) for every weight: put timm's
     # back.
     original = timm.create_model(

@@ -9,7 +9,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from hfbench.arguments import suggest, takes_text_only
+from hfbench.arguments import shown_name, suggest, takes_text_only
+
+_LONGEST_NAME = 256  # letters of a dotted name
 
 
 def apply_overrides(
@@ -28,15 +30,18 @@ def apply_overrides(
     problems = []
     for override in overrides:
         dotted, equals, text = override.partition("=")
+        if len(dotted) > _LONGEST_NAME:
+            problems.append(f'override "{shown_name(override)}": there is no such name.')
+            continue
         keys = dotted.split(".")
         if not equals or not all(keys):
             problems.append(
-                f'override "{override}": expected name=value, as in '
+                f'override "{shown_name(override)}": expected name=value, as in '
                 f"training_args.num_train_epochs=1."
             )
             continue
         if problem := _unknown_path(keys, text, schema):
-            problems.append(f'override "{override}": {problem}')
+            problems.append(f'override "{shown_name(override)}": {problem}')
             continue
         target = content
         for key in keys[:-1]:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from hfbench.checkpoints import refuse_foreign_code, refuse_foreign_processor
 from hfbench.connection import explain_hub_failure, use_cache_if_unreachable
 from hfbench.errors import DataError, ModelError
 from hfbench.recipe import local_path
@@ -46,7 +47,12 @@ def predict(
     from transformers import pipeline
 
     try:
-        classify = pipeline("image-classification", model=str(path) if local else model)
+        place = str(path) if local else model
+        refuse_foreign_code(model, place, where="MODEL")
+        refuse_foreign_processor(model, place, where="MODEL")
+        classify = pipeline("image-classification", model=place, trust_remote_code=False)
+    except ModelError:
+        raise
     except Exception as error:  # each library raises its own kinds
         if local:
             raise ModelError(f"{model} cannot be loaded: {error}") from error

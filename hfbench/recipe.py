@@ -10,20 +10,33 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from hfbench.arguments import HUB_ARGUMENTS, check_training_args, suggest
+from hfbench.arguments import HUB_ARGUMENTS, check_training_args, shown_name, suggest
 from hfbench.errors import RecipeError
+from hfbench.harmless import holds_credential, shown
 from hfbench.overrides import apply_overrides, section_of
 
 EMBEDDED_DATASETS = ("digits", "synthetic")
 Augmentation = Literal["random_crop", "horizontal_flip", "color", "cutout", "mixup", "cutmix"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 PositiveInt = Annotated[int, Field(ge=1)]
+RecipeName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$")]
+
+# What no recipe needs, and what would take more memory or time than it is worth to say no to.
+_LARGEST_FILE = 2**20  # bytes
+_DEEPEST = 16  # objects and lists inside each other
+_LONGEST_TEXT = 4096  # letters, as of a path
+_FREE_TEXT = {"description", "reference.source", "reference.note"}  # shown, and nothing else
+_LARGEST_NUMBER = 2**63 - 1
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_SHOWN = 20  # keys that stand twice
 
 # What does not change the experiment, so that a finished run is recognised without it.
 _NOT_IN_HASH = ("schema_", "description", "reference")
@@ -127,7 +140,7 @@ class DatasetSection(_Section):
         0,
         description="Seed of the subsets, apart from the training seed: repeats share their test.",
     )
-    num_classes: Annotated[int, Field(ge=2)] | None = Field(
+    num_classes: Annotated[int, Field(ge=2, le=100_000)] | None = Field(
         None,
         description="Classes of the synthetic data set (default 10); null for every other.",
     )
@@ -166,14 +179,14 @@ class Recipe(_Section):
     """One experiment: a model, a data set, how images are prepared, and `TrainingArguments`."""
 
     schema_: str | None = Field(None, alias="$schema", description="JSON Schema for editors.")
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$")] = Field(
+    name: RecipeName = Field(
         description="Names the folder under runs/: letters, digits, dot, dash and underscore."
     )
     description: str = Field("", description="What this experiment is.")
     variant: Literal["untuned", "tuned", "fast"] = Field(
         description="Which set of techniques it uses."
     )
-    baseline: str | None = Field(
+    baseline: RecipeName | None = Field(
         None, description="Name of the recipe that this one is compared with."
     )
     model: ModelSection
@@ -259,6 +272,10 @@ def check_recipe(content: Any) -> tuple[Recipe | None, list[str]]:
     recipe, problems = None, []
     if not isinstance(content, Mapping):
         return None, [f"expected a JSON object, found {type(content).__name__}."]
+    unusable, is_too_deep = _unusable(content)
+    if is_too_deep:
+        return None, list(unusable.values())
+    content = _leave_out(content, unusable)
     try:
         recipe = Recipe.model_validate(content)
     except ValidationError as error:
@@ -272,8 +289,17 @@ def check_recipe(content: Any) -> tuple[Recipe | None, list[str]]:
             problems += _missing_file(f"{section}.name_or_path", values["name_or_path"])
     if recipe is not None:
         problems += _dataset_problems(recipe.dataset)
+        if recipe.model.attn_implementation and re.search("[/:]", recipe.model.attn_implementation):
+            problems.append(
+                "model.attn_implementation: a kernel from the Hub is code from elsewhere, which "
+                "hfbench does not run; expected sdpa, eager, flash_attention_2 or the like."
+            )
         if len(set(recipe.preprocessing.augmentation)) < len(recipe.preprocessing.augmentation):
             problems.append("preprocessing.augmentation: an entry stands twice.")
+    if unusable:
+        missing = tuple(f"{where}: missing;" for where in unusable)
+        problems = [*unusable.values(), *(p for p in problems if not p.startswith(missing))]
+        return None, problems
     return recipe, problems
 
 
@@ -296,13 +322,94 @@ def _unclear_weights(model: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def _unusable(content: Mapping[str, Any]) -> tuple[dict[str, str], bool]:
+    """Find what no recipe can hold, whatever it stands for: before anything else looks at it.
+
+    Returns:
+        Dotted name -> problem; and whether it is nested too deeply to be looked at any further.
+    """
+    problems: dict[str, str] = {}
+    for where, value, depth in _walk(content):
+        if depth > _DEEPEST:
+            name = shown_name(where)
+            return {where: f"{name}: is nested deeper than {_DEEPEST} objects or lists."}, True
+        problem = _unusable_text(where, value) if isinstance(value, str) else None
+        if isinstance(value, int) and abs(value) > _LARGEST_NUMBER:
+            problem = f"{shown(value)} is too large; no number here is above 2^63 - 1."
+        if problem:
+            problems[where] = f"{shown_name(where)}: {problem}"
+    return problems, False
+
+
+def _leave_out(content: Any, places: Collection[str], where: str = "") -> Any:
+    """Return a copy without what stands at dotted names; what is in a list stays."""
+    if not isinstance(content, Mapping):
+        return content
+    dot = f"{where}." if where else ""
+    return {
+        key: _leave_out(value, places, f"{dot}{key}")
+        for key, value in content.items()
+        if f"{dot}{key}" not in places and _is_text(str(key))
+    }
+
+
+def _is_text(name: str) -> bool:
+    """Tell whether a name is short, and of letters alone."""
+    return len(name) <= _LONGEST_TEXT and not _CONTROL.search(name) and not _SURROGATE.search(name)
+
+
+def _walk(content: Any) -> Iterator[tuple[str, Any, int]]:
+    """Yield dotted name, value and depth of everything inside, keys as values of their objects."""
+    waiting: list[tuple[str, Any, int]] = [("", content, 0)]
+    while waiting:
+        where, value, depth = waiting.pop()
+        yield where or "recipe", value, depth
+        if depth > _DEEPEST:
+            continue
+        dot = f"{where}." if where else ""
+        if isinstance(value, Mapping):
+            for key, inner in reversed(list(value.items())):
+                name = str(key)
+                if _is_text(name):
+                    waiting.append((f"{dot}{name}", inner, depth + 1))
+                else:
+                    yield where or "recipe", name, depth
+        elif isinstance(value, list | tuple):
+            waiting += [(f"{dot}{n}", v, depth + 1) for n, v in reversed(list(enumerate(value)))]
+
+
+def _unusable_text(where: str, text: str) -> str | None:
+    if _SURROGATE.search(text):
+        return f"{shown(text)} holds half of a surrogate pair, which is no letter."
+    if where in _FREE_TEXT:
+        return _credential_problem(text)
+    if len(text) > _LONGEST_TEXT:
+        return f"{shown(text)} is too long; expected at most {_LONGEST_TEXT:,} characters."
+    if _CONTROL.search(text):
+        return f"{shown(text)} holds a control character; leave it out."
+    return _credential_problem(text)
+
+
+def _credential_problem(text: str) -> str | None:
+    if not holds_credential(text):
+        return None
+    return (
+        "holds a token or password, and a recipe is published with its results; leave it out. Log "
+        'in with "hf auth login", or set HF_TOKEN.'
+    )
+
+
 def _find(name_or_path: str | os.PathLike[str]) -> Path:
     path = local_path(name_or_path)
     try:
         if str(name_or_path) and path.is_file():
             return path
     except OSError:  # a name too long for this file system
-        path = Path("-")
+        raise RecipeError(
+            f"No recipe {shown_name(str(name_or_path))}: this is too long for the name of a file."
+        ) from None
+    except ValueError as error:
+        raise RecipeError(f"No recipe {shown_name(str(name_or_path))}: {error}.") from None
     shipped = shipped_recipes()
     name = str(name_or_path).removesuffix(".json")
     if name in shipped:
@@ -318,8 +425,8 @@ def _find(name_or_path: str | os.PathLike[str]) -> Path:
 
 def _read_json(path: Path) -> dict[str, Any]:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        keys = [key for key, _ in pairs]
-        twice = sorted({key for key in keys if keys.count(key) > 1})
+        counts = Counter(key for key, _ in pairs)
+        twice = [shown_name(key) for key in sorted(counts) if counts[key] > 1][:_SHOWN]
         if twice:
             raise RecipeError(f"{path}: {', '.join(twice)} stands twice in one object; keep one.")
         return dict(pairs)
@@ -328,13 +435,19 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise RecipeError(f"{path}: {constant} is not JSON; write a finite number or null.")
 
     try:
+        if path.stat().st_size > _LARGEST_FILE:
+            raise RecipeError(
+                f"{path} has {path.stat().st_size / 2**20:,.0f} MiB; a recipe has at most 1."
+            )
         content = json.loads(
             path.read_text("utf-8-sig"), object_pairs_hook=unique, parse_constant=refuse
         )
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
         raise RecipeError(f"{path} is not valid JSON: {error.msg} at {where}.") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except RecursionError:
+        raise RecipeError(f"{path} is nested too deeply for a recipe.") from None
+    except (OSError, ValueError) as error:
         raise RecipeError(f"{path} cannot be read: {error}") from None
     if not isinstance(content, dict):
         raise RecipeError(f"{path}: expected a JSON object, found {type(content).__name__}.")
@@ -359,14 +472,14 @@ _IN_WORDS = {
 def _say(detail: Any) -> str:
     """Turn one of pydantic's findings into a sentence in the recipe's own words."""
     keys = [str(key) for key in detail["loc"]]
-    where = ".".join(keys)
+    where = shown_name(".".join(keys))
     if detail["type"] == "extra_forbidden":
         fields = _fields_at(keys[:-1])
         near = suggest(keys[-1], fields) or f"; expected one of {', '.join(fields)}."
         return f"{where}: unknown{near}"
     if detail["type"] == "missing":
         return f"{where}: missing; it is required."
-    found = json.dumps(detail["input"], default=str)
+    found = shown(detail["input"])
     if detail["type"] in _IN_WORDS:
         return f"{where}: found {found}, expected {_IN_WORDS[detail['type']]}."
     wanted = re.sub(r"^Input should be (a valid )?", "", detail["msg"])
@@ -402,11 +515,14 @@ def looks_like_path(name: str) -> bool:
 
 
 def _missing_file(where: str, name: str) -> list[str]:
-    if not looks_like_path(name) or local_path(name).exists():
-        return []
+    try:
+        if local_path(name).exists() or not looks_like_path(name):
+            return []
+    except OSError as error:  # too long, or a folder that must not be looked into
+        return [f"{where}: {shown(name)} cannot be looked at: {error.strerror}."]
     return [
-        f'{where}: "{name}" does not exist (looked in {Path.cwd()}); give an existing folder or a '
-        f"name on the Hub."
+        f"{where}: {shown(name)} does not exist (looked in {Path.cwd()}); give an existing "
+        f"folder or a name on the Hub."
     ]
 
 

@@ -162,7 +162,6 @@ def test_value_out_of_range_names_the_range(name: str, value: float, said: str) 
         ("report_to", "none"),
         ("report_to", ["tensorboard", "trackio"]),
         ("eval_strategy", "epoch"),
-        ("lr_scheduler_kwargs", {"num_cycles": 0.5}),
     ],
 )
 def test_value_at_the_edge_of_what_is_allowed_passes(name: str, value: Any) -> None:
