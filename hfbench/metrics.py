@@ -144,4 +144,3 @@ def _info(description: str | None, predictions: Any) -> evaluate.MetricInfo:
             {"predictions": predictions, "references": datasets.Value("int64")}
         ),
     )
-

@@ -193,9 +193,7 @@ def test_batches_that_were_added_are_computed_together_and_forgotten() -> None:
 
 def test_metrics_need_no_network() -> None:
     assert os.environ["HF_HUB_OFFLINE"] == "1"
-    assert Accuracy().compute(predictions=[0, 1], references=[0, 0]) == {
-        "accuracy": 0.5
-    }
+    assert Accuracy().compute(predictions=[0, 1], references=[0, 0]) == {"accuracy": 0.5}
 
 
 def test_what_is_kept_of_logits_by_hand() -> None:
