@@ -33,6 +33,7 @@ from hfbench.ablation_result import (
 from hfbench.environment import describe_environment
 from hfbench.errors import DeviceError, HfbenchError, Interrupted, first_line
 from hfbench.parity import CHECK_STEPS, FirstLoss, check_first_loss, precision_of
+from hfbench.rechecking import output_folder, recheck
 from hfbench.recipe import Recipe
 from hfbench.result import write_json
 from hfbench.runner import find_unwritable
@@ -104,8 +105,9 @@ def ablate(
         HfbenchError: For everything that the user can mend, before measuring where possible.
         Interrupted: After Ctrl-C; what was measured is saved.
     """
+    recipe, root = recheck(recipe), output_folder(output_dir)
     with quick_collections():
-        return _ablate(recipe, Path(output_dir), steps, rounds, observer or Observer())
+        return _ablate(recipe, root, steps, rounds, observer or Observer())
 
 
 def _ablate(

@@ -12,8 +12,26 @@ from typing import Annotated, Any
 
 import typer
 
+
+def expanded(path: Path | None) -> Path | None:
+    """Return the value of a path option, ``~`` expanded: the shell does it only in front.
+
+    Raises:
+        RecipeError: If it is empty.
+    """
+    from hfbench.rechecking import output_folder
+
+    return None if path is None else output_folder(path, "--output-dir, -o")
+
+
 OutputDir = Annotated[
-    Path, typer.Option("--output-dir", "-o", help="Runs go into OUTPUT_DIR/<recipe name>/<run id>.")
+    Path,
+    typer.Option(
+        "--output-dir",
+        "-o",
+        callback=expanded,
+        help="Runs go into OUTPUT_DIR/<recipe name>/<run id>.",
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Overrides = Annotated[

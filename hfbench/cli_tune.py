@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hfbench.cli_options import AsJson, Overrides, print_json, show
+from hfbench.cli_options import AsJson, Overrides, expanded, print_json, show
 
 if TYPE_CHECKING:
     from hfbench.tune_result import Trial, Tuning
@@ -54,6 +54,7 @@ def tune_command(
         typer.Option(
             "--output",
             "-o",
+            callback=expanded,
             help="File of the new recipe; measurements go beside it (default: RECIPE_best.json).",
             show_default=False,
         ),

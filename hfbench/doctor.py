@@ -24,6 +24,7 @@ from hfbench.inputs import has_labels
 from hfbench.limits import find_limit, say_verdict
 from hfbench.precision import say_slow_precision
 from hfbench.quantities import duration
+from hfbench.rechecking import recheck
 from hfbench.recipe import Recipe
 from hfbench.sides import Sides
 from hfbench.slices import Slices, describe_sides, divide_step, measure_slices, median_of
@@ -80,6 +81,7 @@ def examine(recipe: Recipe, seconds: float = 30.0, observer: Observer | None = N
     Raises:
         HfbenchError: For everything that the user can mend, as `run_recipe`.
     """
+    recipe = recheck(recipe)
     start, tell = time.perf_counter(), observer or (lambda _: None)
     tell(f"loading data and {recipe.model.name_or_path} ({recipe.model.weights})")
     with _libraries_frozen(), tempfile.TemporaryDirectory(prefix="hfbench-doctor-") as folder:

@@ -1,8 +1,8 @@
 """Accuracy, F1 and top-5 as `evaluate.Metric` classes over scikit-learn.
 
 ``evaluate.load("accuracy")`` asks the network even offline; these classes do the same arithmetic
-without it. `import evaluate` costs 6 s, so that this module is imported only when a run is about to
-start.
+without it, and without a folder: whether a run can be scored must not depend on caches. `import
+evaluate` costs 6 s, so that this module is imported only when a run is about to start.
 """
 
 from __future__ import annotations
@@ -22,7 +22,40 @@ from hfbench.scores import Scores
 TOP_K_FROM = 20  # with fewer classes the top five say little
 
 
-class Accuracy(evaluate.Metric):  # type: ignore[misc]
+class _InMemory(evaluate.Metric):  # type: ignore[misc]
+    """A metric that keeps what it is given as it is.
+
+    The library's own makes a folder in its cache even with ``keep_in_memory``, and a data set of
+    the predictions, whose fingerprint pickles whatever modules lie outside of site-packages.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._batches: list[tuple[Any, Any]] = []
+
+    def _build_data_dir(self) -> str:
+        return ""
+
+    def add_batch(self, *, predictions: Any = None, references: Any = None) -> None:
+        """Keep predictions and references of some images for `compute`."""
+        if len(predictions) != len(references):
+            raise ValueError(f"{len(predictions)} predictions for {len(references)} references")
+        self._batches.append((np.asarray(predictions), np.asarray(references)))
+
+    def add(self, *, prediction: Any = None, reference: Any = None) -> None:
+        """Keep prediction and reference of one image."""
+        self.add_batch(predictions=[prediction], references=[reference])
+
+    def compute(self, *, predictions: Any = None, references: Any = None, **options: Any) -> Any:
+        """Compute the metric of what is given, and of what was added before; then forget it."""
+        if predictions is not None or references is not None:
+            self.add_batch(predictions=predictions, references=references)
+        batches, self._batches = self._batches, []
+        predictions, references = map(np.concatenate, zip(*batches, strict=True))
+        return self._compute(predictions=predictions, references=references, **options)
+
+
+class Accuracy(_InMemory):
     """Share of images whose class was predicted."""
 
     def _info(self) -> evaluate.MetricInfo:
@@ -32,7 +65,7 @@ class Accuracy(evaluate.Metric):  # type: ignore[misc]
         return {"accuracy": float(accuracy_score(references, predictions))}
 
 
-class F1(evaluate.Metric):  # type: ignore[misc]
+class F1(_InMemory):
     """Harmonic mean of precision and recall.
 
     Per class, their plain mean (macro), and their mean weighted by class size. A class that is
@@ -57,7 +90,7 @@ class F1(evaluate.Metric):  # type: ignore[misc]
         }
 
 
-class TopK(evaluate.Metric):  # type: ignore[misc]
+class TopK(_InMemory):
     """Share of images whose class is among the five most probable."""
 
     def _info(self) -> evaluate.MetricInfo:
@@ -83,10 +116,10 @@ def score(scores: Scores, labels: np.ndarray, label_names: Sequence[str]) -> Spl
     """
     predictions, probability = scores.prediction, scores.probability
     classes = len(label_names)
-    found = _quiet(Accuracy).compute(predictions=predictions, references=labels)
-    found |= _quiet(F1).compute(predictions=predictions, references=labels, num_classes=classes)
+    found = Accuracy().compute(predictions=predictions, references=labels)
+    found |= F1().compute(predictions=predictions, references=labels, num_classes=classes)
     if classes >= TOP_K_FROM:
-        found |= _quiet(TopK).compute(predictions=scores.top, references=labels)
+        found |= TopK().compute(predictions=scores.top, references=labels)
     loss = -float(scores.log_probability.mean(dtype=np.float64))
     believable = bool(np.isfinite(probability).all())  # not a diverged model's
     return SplitMetrics(
@@ -111,7 +144,3 @@ def _info(description: str | None, predictions: Any) -> evaluate.MetricInfo:
             {"predictions": predictions, "references": datasets.Value("int64")}
         ),
     )
-
-
-def _quiet(metric: type[evaluate.Metric]) -> evaluate.Metric:
-    return metric(keep_in_memory=True)  # no cache files: ranks and runs would share them

@@ -67,7 +67,7 @@ def _open_images(files: Sequence[str | os.PathLike[str]]) -> list[Any]:
     pictures, problems = [], []
     for file in files:
         try:
-            with Image.open(file) as picture:
+            with Image.open(local_path(file)) as picture:
                 if picture.mode[0] in "IF":
                     problems.append(f"{file} has more than 8 bits a channel; convert it to 8 bits.")
                     continue

@@ -40,6 +40,7 @@ from hfbench.folders import (
 from hfbench.inputs import Inputs, assemble, has_labels, load_inputs
 from hfbench.models import save_model
 from hfbench.precision import log_slow_precision
+from hfbench.rechecking import output_folder, recheck
 from hfbench.recipe import Recipe
 from hfbench.recording import describe_data, describe_model, record
 from hfbench.result import (
@@ -79,8 +80,9 @@ def run_recipe(
         HfbenchError: For everything that the user can mend, before training where that is possible.
         Interrupted: After Ctrl-C; `resume` goes on.
     """
+    recipe, root = recheck(recipe), output_folder(output_dir)
     with ExitStack() as held:
-        return _run(recipe, Path(output_dir), resume, rerun, held)
+        return _run(recipe, root, resume, rerun, held)
 
 
 def _run(recipe: Recipe, root: Path, resume: bool, rerun: bool, held: ExitStack) -> Result:

@@ -20,6 +20,7 @@ from hfbench.errors import Interrupted, ResultError
 from hfbench.folders import Matches, is_held, match_runs, tidy_up
 from hfbench.launching import RunProcess, StopRequests, last_lines, say_ending
 from hfbench.progress import LogReader, Progress, SuiteRun, TimeLeft
+from hfbench.rechecking import output_folder, recheck_all
 from hfbench.recipe import Recipe
 from hfbench.result import Result, find_runs, write_json
 from hfbench.schedule import (
@@ -94,8 +95,9 @@ def run_suite(
             suite runs in this folder.
         Interrupted: After Ctrl-C; the same call goes on.
     """
-    repeated = repeat_recipes(unique(recipes), repeats, seeds)
-    return run_plan(plan_runs(repeated, Path(output_dir), launcher), observe)
+    root = output_folder(output_dir)
+    repeated = repeat_recipes(unique(recheck_all(recipes)), repeats, seeds)
+    return run_plan(plan_runs(repeated, root, launcher), observe)
 
 
 def run_plan(plan: Plan, observe: Observer | None = None) -> SuiteOutcome:

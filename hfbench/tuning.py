@@ -9,6 +9,7 @@ from pathlib import Path
 
 from hfbench.environment import describe_environment
 from hfbench.errors import Interrupted
+from hfbench.rechecking import output_folder, recheck
 from hfbench.recipe import Recipe
 from hfbench.tune_evaluation import explore_evaluation, measure_evaluation
 from hfbench.tune_memory import MemoryForecast, resident_mib
@@ -56,11 +57,11 @@ def tune(
         HfbenchError: For everything that the user can mend, before measuring where possible.
         Interrupted: After Ctrl-C; the best so far is written.
     """
-    output = Path(output)
-    check_output(recipe, output, None, force)
+    recipe, target = recheck(recipe), output_folder(output, "output")
+    check_output(recipe, target, None, force)
     with quick_collections():
         bench = Bench(recipe)
-        return _search(bench, recipe, output, Budget(seconds, larger_batch), memory_mib, observer)
+        return _search(bench, recipe, target, Budget(seconds, larger_batch), memory_mib, observer)
 
 
 def _search(

@@ -371,8 +371,8 @@ def test_effective_batch_and_optimizer_steps_come_first(tmp_path: Path) -> None:
         "training_args.num_train_epochs",
     ]
     assert found.sentence.endswith(
-        "the gain is not mixed precision alone: the effective batch (16 instead of 8), the number of "
-        "optimizer steps (6 instead of 12) and training_args.num_train_epochs (1 instead of 2) "
+        "the gain is not mixed precision alone: the effective batch (16 instead of 8), the number "
+        "of optimizer steps (6 instead of 12) and training_args.num_train_epochs (1 instead of 2) "
         "differ too"
     )
 

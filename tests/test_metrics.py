@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import math
 import os
+import pickle
+import tempfile
 
+import datasets
 import evaluate
 import numpy as np
 import pytest
@@ -150,24 +153,47 @@ def test_infinite_loss_of_one_image_is_no_number() -> None:
 
 @pytest.mark.parametrize("metric", [Accuracy, F1, TopK])
 def test_metric_describes_itself(metric: type[evaluate.Metric]) -> None:
-    info = metric(keep_in_memory=True)
+    info = metric()
 
     assert info.description
     assert "Scikit-learn" in info.citation
 
 
 def test_metrics_combine_as_those_of_the_library() -> None:
-    both = evaluate.combine([Accuracy(keep_in_memory=True), Accuracy(keep_in_memory=True)])
+    both = evaluate.combine([Accuracy(), Accuracy()])
     found = both.compute(predictions=[0, 1, 1], references=[0, 1, 0])
 
     assert set(found.values()) == {2 / 3}
 
 
+def test_metrics_need_no_folder_and_no_fingerprint(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> str:
+        raise pickle.PicklingError("a module outside of site-packages")
+
+    monkeypatch.setattr(evaluate.config, "HF_METRICS_CACHE", "/dev/null/metrics")
+    monkeypatch.setattr("evaluate.module.config.HF_METRICS_CACHE", "/dev/null/metrics")
+    monkeypatch.setattr(datasets.fingerprint.Hasher, "hash", fail)
+    monkeypatch.setattr(tempfile, "tempdir", "/dev/null/temporary")
+
+    found = score(certain([0, 1, 1], 25), np.array([0, 1, 0]), names(25))
+    assert found.accuracy == pytest.approx(2 / 3)
+    assert found.top5_accuracy is not None
+
+
+def test_batches_that_were_added_are_computed_together_and_forgotten() -> None:
+    metric = Accuracy()
+    metric.add(prediction=1, reference=1)
+    metric.add_batch(predictions=[0, 1], references=np.array([0, 0]))
+
+    assert metric.compute() == {"accuracy": 2 / 3}
+    assert metric.compute(predictions=[1], references=[1]) == {"accuracy": 1}
+    with pytest.raises(ValueError, match="1 predictions for 2 references"):
+        metric.compute(predictions=[1], references=[1, 0])
+
+
 def test_metrics_need_no_network() -> None:
     assert os.environ["HF_HUB_OFFLINE"] == "1"
-    assert Accuracy(keep_in_memory=True).compute(predictions=[0, 1], references=[0, 0]) == {
-        "accuracy": 0.5
-    }
+    assert Accuracy().compute(predictions=[0, 1], references=[0, 0]) == {"accuracy": 0.5}
 
 
 def test_what_is_kept_of_logits_by_hand() -> None:

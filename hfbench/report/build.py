@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from hfbench.comparison import MARGIN_POINTS
 from hfbench.errors import ResultError
+from hfbench.rechecking import output_folder
 from hfbench.recipe import local_path
 from hfbench.report.ablations import ablation_section, load_ablations
 from hfbench.report.closing import left_out_section, machines_section, reading_section
@@ -61,7 +62,7 @@ def write_report(
     ablations, unreadable = load_ablations(local_path(runs))
     left_out = [*collection.left_out, *unreadable]
     document = build_document(replace(collection, left_out=left_out), ablations)
-    folder = local_path(output)
+    folder = output_folder(output, "output")
     try:
         return list(_write(document, folder))
     except OSError as error:
