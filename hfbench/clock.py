@@ -20,7 +20,8 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hfbench.energy import Meter, meter_cpu, meter_devices
-from hfbench.result import Energy, Memory, Throughput, TimeBudget
+from hfbench.pauses import PauseWatch
+from hfbench.result import Energy, Memory, Throughput, TimeBudget, Times
 from hfbench.timeline import Timeline, stamps_of
 
 MAX_WARMUP_STEPS = 10
@@ -38,6 +39,10 @@ class TrainingTimes:
     data_wait_seconds: float = 0.0
     evaluation_seconds: float = 0.0
     save_seconds: float = 0.0
+    final_evaluation_seconds: float = 0.0
+    final_save_seconds: float = 0.0
+    analysis_seconds: float = 0.0
+    paused_seconds: float = 0.0
     measured_samples: int = 0
     measured_seconds: float = 0.0
     loss_sum: float | None = 0.0  # of all optimizer steps; None if it is not finite
@@ -52,25 +57,40 @@ def synchronize(device: torch.device) -> None:
         torch.accelerator.synchronize()
 
 
+@dataclass(frozen=True)
+class _Moment:
+    """A time, and the seconds of all pauses before it."""
+
+    time: float
+    paused: float
+
+    def __sub__(self, earlier: _Moment) -> float:
+        return (self.time - earlier.time) - (self.paused - earlier.paused)
+
+
 class Clock(TrainerCallback):
     """Measure one training call; `BenchTrainer` tells it what it does, `Trainer` when steps end.
 
-    The device is waited for only at the borders of what is measured: once after warm-up, before
-    each evaluation and checkpoint, and at the end.
+    The device is waited for only at the borders of what is measured: once after warm-up, before and
+    after each evaluation and checkpoint, and at the end. Pauses that `pauses` notices are taken out
+    of every part and counted apart.
     """
 
     def __init__(self) -> None:
         self.times = TrainingTimes()
-        self.timeline = Timeline()
+        self.pauses = PauseWatch()
+        self.timeline = Timeline(self.pauses.read)
         self.warmup_steps = 0
-        self._started: float | None = None
+        self._open: list[tuple[str, _Moment]] = []  # what is measured now, and since when
+        self._started: _Moment | None = None
+        self._paused_before = 0.0  # paused_seconds of earlier sessions
         self._has_budget = True  # of earlier sessions too
         self._before = 0.0  # execution_seconds of earlier sessions
         self._samples = 0  # of this process, in this session
         self._steps = 0
-        self._steady_from: tuple[float, float, int] | None = (
-            None  # time, pauses until then, samples until then
-        )
+        # When warm-up ended, and the interludes and samples until then.
+        self._steady_from: tuple[_Moment, float, int] | None = None
+        self._unsettled = False  # steps were made since whose end the device has not reached
         self._steady_before = (0, 0.0)  # measured samples and seconds of earlier sessions
         self._meters: dict[str, Meter] = {}
         self._energy_read = 0.0  # time of the last reading
@@ -82,6 +102,7 @@ class Clock(TrainerCallback):
         self._has_budget = self.times.budget is not None
         self.timeline.seconds |= self.times.budget or {}
         self._before = self.times.execution_seconds
+        self._paused_before = self.times.paused_seconds
         self._steady_before = (self.times.measured_samples, self.times.measured_seconds)
 
     def state(self) -> dict[str, Any]:
@@ -94,12 +115,12 @@ class Clock(TrainerCallback):
         self.times.sessions += 1
         self._meters = {"device": meter_devices(device), "cpu": meter_cpu()}
         synchronize(device)
-        self._started = self._energy_read = time.perf_counter()
+        self._started, self._energy_read = self._now(), time.perf_counter()
         self.timeline.start("start", stamps_of(device))
 
     def stop(self, device: torch.device) -> None:
         """Stop the execution clock: the training call has returned."""
-        synchronize(device)
+        self._reach(device)
         self._update()
         self.timeline.stop()
         self._started = None
@@ -110,16 +131,18 @@ class Clock(TrainerCallback):
 
         Args:
             name: A field of `TrainingTimes` without its unit.
-            device: Waited for before, so that work queued earlier is not counted here.
+            device: Waited for before, so that work queued earlier is not counted here, and after.
         """
         if device is not None:
-            synchronize(device)
-        start = time.perf_counter()
+            self._reach(device)
+        self._open.append((name, self._now()))
         try:
             yield
+            if device is not None:
+                synchronize(device)
         finally:
-            field = f"{name}_seconds"
-            setattr(self.times, field, getattr(self.times, field) + time.perf_counter() - start)
+            self._charge()
+            self._open.pop()
 
     def count_samples(self, samples: int) -> None:
         """Tell how many images this process is about to train on."""
@@ -146,21 +169,22 @@ class Clock(TrainerCallback):
         """Note the end of the first step, of warm-up, and of training."""
         self._steps += 1
         last = state.global_step >= state.max_steps or control.should_training_stop
-        if self._steps in (1, self.warmup_steps) or last:
+        waited = self._steps in (1, self.warmup_steps) or last
+        if waited:
             synchronize(args.device)
-        now = time.perf_counter()
+        now = self._now()
         if self._steps == 1 and self.times.first_step_seconds is None and self._started is not None:
-            self.times.first_step_seconds = now - self._started - self._pauses()
-        if self._steady_from is not None:
-            self._measure_steady(now)
+            self.times.first_step_seconds = now - self._started - self._interludes()
+        self._unsettled = not waited
+        self._measure_steady(now)
         if self._steps == self.warmup_steps:
-            self._steady_from = (now, self._pauses(), self._samples)
+            self._steady_from = (now, self._interludes(), self._samples)
         if self.timeline.phase == "first_step":
             self.timeline.release("overhead")
         else:
             self.timeline.enter("overhead")
         self.timeline.settle()
-        self._read_energy(now)
+        self._read_energy(now.time)
 
     def on_prediction_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -176,6 +200,33 @@ class Clock(TrainerCallback):
             warmup_steps=self.warmup_steps,
             measured_samples=samples,
             measured_seconds=seconds,
+        )
+
+    def summary(self) -> Times:
+        """Return the parts of all sessions up to now, and their sum."""
+        self._update()
+        times = self.times
+        parts = (
+            times.setup_seconds,
+            times.execution_seconds,
+            times.final_evaluation_seconds,
+            times.final_save_seconds,
+            times.analysis_seconds,
+            times.paused_seconds,
+        )
+        return Times(
+            setup_seconds=times.setup_seconds,
+            execution_seconds=times.execution_seconds,
+            train_seconds=times.execution_seconds - self._interludes(),
+            first_step_seconds=times.first_step_seconds,
+            data_wait_seconds=times.data_wait_seconds,
+            evaluation_seconds=times.evaluation_seconds,
+            save_seconds=times.save_seconds,
+            final_evaluation_seconds=times.final_evaluation_seconds,
+            final_save_seconds=times.final_save_seconds,
+            analysis_seconds=times.analysis_seconds,
+            paused_seconds=times.paused_seconds,
+            total_seconds=sum(parts),
         )
 
     def budget(self) -> TimeBudget | None:
@@ -197,21 +248,41 @@ class Clock(TrainerCallback):
             note="; ".join(f"{name}: {note}" for name, note in notes.items() if note) or None,
         )
 
-    def _pauses(self) -> float:
+    def _now(self) -> _Moment:
+        return _Moment(time.perf_counter(), self.pauses.read())
+
+    def _reach(self, device: torch.device) -> None:
+        """Wait for the device, and count the steps that it has only now done."""
+        synchronize(device)
+        if self._unsettled:
+            self._unsettled = False
+            self._measure_steady(self._now())
+
+    def _charge(self) -> None:
+        """Add what is being measured up to now."""
+        now = self._now()
+        for position, (name, since) in enumerate(self._open):
+            field = f"{name}_seconds"
+            setattr(self.times, field, getattr(self.times, field) + (now - since))
+            self._open[position] = (name, now)
+
+    def _interludes(self) -> float:
         return self.times.evaluation_seconds + self.times.save_seconds
 
-    def _measure_steady(self, now: float) -> None:
+    def _measure_steady(self, now: _Moment) -> None:
         if self._steady_from is None:
             return
-        start, pauses, samples = self._steady_from
+        start, interludes, samples = self._steady_from
         self.times.measured_samples = self._steady_before[0] + self._samples - samples
         self.times.measured_seconds = (
-            self._steady_before[1] + now - start - (self._pauses() - pauses)
+            self._steady_before[1] + (now - start) - (self._interludes() - interludes)
         )
 
     def _update(self) -> None:
+        self._charge()
+        self.times.paused_seconds = self._paused_before + self.pauses.read()
         if self._started is not None:
-            self.times.execution_seconds = self._before + time.perf_counter() - self._started
+            self.times.execution_seconds = self._before + (self._now() - self._started)
             self.times.budget = self.timeline.read() if self._has_budget else None
             self._read_energy(math.inf)
 

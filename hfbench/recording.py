@@ -11,7 +11,7 @@ from hfbench.data import ImageSplit
 from hfbench.environment import describe_environment
 from hfbench.flops import describe_compute
 from hfbench.recipe import Recipe
-from hfbench.result import DataInfo, Metrics, ModelInfo, Result, Times, Training
+from hfbench.result import DataInfo, Metrics, ModelInfo, Result, Training
 from hfbench.switches import observe_switches
 from hfbench.training import BenchTrainer
 
@@ -25,8 +25,6 @@ def record(
     data: DataInfo,
     metrics: Metrics,
     train_loss: float | None,
-    final_evaluation_seconds: float,
-    final_save_seconds: float,
 ) -> Result:
     """Put the parts of a finished run together.
 
@@ -39,12 +37,19 @@ def record(
         data: From `describe_data`.
         metrics: Of both splits.
         train_loss: Mean training loss, ``None`` if it is not finite.
-        final_evaluation_seconds: Evaluation after training.
-        final_save_seconds: Saving after training.
     """
-    times = clock.times
-    after = final_evaluation_seconds + final_save_seconds
     throughput = clock.throughput(trainer.args.world_size)
+    with clock.measure("analysis"):
+        memory = measure_memory(trainer.args.device)
+        environment = describe_environment(trainer.args.device.type)
+        compute = describe_compute(
+            trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False),
+            recipe.preprocessing.image_size,
+            trainer.seen_dtype or trainer.requested_dtype,
+            trainer.args.device,
+            throughput.samples_per_second,
+            trainer.args.world_size,
+        )
     return Result(
         run_id=run_id,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -52,33 +57,15 @@ def record(
         recipe_sha256=recipe.digest(),
         model=model,
         data=data,
-        training=_describe_training(trainer, train_loss, times.sessions),
+        training=_describe_training(trainer, train_loss, clock.times.sessions),
         metrics=metrics,
-        times=Times(
-            setup_seconds=times.setup_seconds,
-            execution_seconds=times.execution_seconds,
-            train_seconds=times.execution_seconds - times.evaluation_seconds - times.save_seconds,
-            first_step_seconds=times.first_step_seconds,
-            data_wait_seconds=times.data_wait_seconds,
-            evaluation_seconds=times.evaluation_seconds,
-            save_seconds=times.save_seconds,
-            final_evaluation_seconds=final_evaluation_seconds,
-            final_save_seconds=final_save_seconds,
-            total_seconds=times.setup_seconds + times.execution_seconds + after,
-        ),
+        times=clock.summary(),
         throughput=throughput,
-        memory=measure_memory(trainer.args.device),
+        memory=memory,
         switches=observe_switches(recipe, trainer),
-        environment=describe_environment(trainer.args.device.type),
+        environment=environment,
         budget=clock.budget(),
-        compute=describe_compute(
-            trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False),
-            recipe.preprocessing.image_size,
-            trainer.seen_dtype or trainer.requested_dtype,
-            trainer.args.device,
-            throughput.samples_per_second,
-            trainer.args.world_size,
-        ),
+        compute=compute,
         energy=clock.energy(),
     )
 

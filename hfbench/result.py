@@ -88,7 +88,9 @@ class Times(_Part):
         save_seconds: Checkpoints inside the training call.
         final_evaluation_seconds: After training: test and train split.
         final_save_seconds: After training: model and predictions.
-        total_seconds: Set-up, execution, and what follows it.
+        analysis_seconds: After training: FLOPs, the peak of the device, the environment.
+        paused_seconds: For which the process was stopped, or held by a debugger; in no other part.
+        total_seconds: Set-up, execution, what follows it, and pauses.
     """
 
     setup_seconds: float
@@ -100,6 +102,8 @@ class Times(_Part):
     save_seconds: float
     final_evaluation_seconds: float
     final_save_seconds: float
+    analysis_seconds: float = 0.0
+    paused_seconds: float = 0.0
     total_seconds: float
 
 

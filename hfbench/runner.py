@@ -7,7 +7,6 @@ import logging
 import os
 import shutil
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -87,6 +86,7 @@ def run_recipe(
 
 def _run(recipe: Recipe, root: Path, resume: bool, rerun: bool, held: ExitStack) -> Result:
     clock, stop = Clock(), StopOnSignal()
+    held.enter_context(clock.pauses.watch())
     with clock.measure("setup"):
         logger.info(say_start(recipe))
         args, target = check_run(recipe, root)
@@ -108,13 +108,13 @@ def _run(recipe: Recipe, root: Path, resume: bool, rerun: bool, held: ExitStack)
 
     with _resumable(folder, stop, trainer):
         train_loss = _train(trainer, clock, stop, checkpoint)
-    with _resumable(folder, stop, trainer):
-        start = time.perf_counter()
+    with _resumable(folder, stop, trainer), clock.measure("final_evaluation"):
         found, scores = _evaluate(recipe, trainer, inputs)
-        evaluated = time.perf_counter()
-    trainer.close_loaders()
+    with clock.measure("final_save"):
+        trainer.close_loaders()
+        if args.should_save:
+            _save(trainer, inputs, scores, recipe, folder)
     if args.should_save:
-        _save(trainer, inputs, scores, recipe, folder)
         result = record(
             recipe,
             folder.name,
@@ -124,8 +124,6 @@ def _run(recipe: Recipe, root: Path, resume: bool, rerun: bool, held: ExitStack)
             describe_data(inputs.train, inputs.test),
             found,
             train_loss,
-            final_evaluation_seconds=evaluated - start,
-            final_save_seconds=time.perf_counter() - evaluated,
         )
         (folder / "README.md").write_text(hub.model_card(result), "utf-8")
         save_result(result, folder)  # last: its presence means that the run is finished

@@ -84,6 +84,8 @@ def result_table(result: Result) -> Group:
     )
     add("set-up before it", duration(times.setup_seconds))
     add("final evaluation after it", duration(times.final_evaluation_seconds))
+    if times.paused_seconds:
+        add("pauses, not counted", duration(times.paused_seconds))
     speed = result.throughput.samples_per_second
     add("steady-state training", f"{speed:.1f} images/s" if speed else "run too short")
     add("optimizer steps", str(result.training.optimizer_steps))

@@ -75,20 +75,27 @@ class Timeline:
         seconds: Of each phase so far, earlier sessions included; complete after `stop`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, paused: Callable[[], float] = lambda: 0.0) -> None:
+        """Begin with nothing.
+
+        Args:
+            paused: Returns the seconds for which the process stood still so far; they are left out.
+        """
         self.seconds = dict.fromkeys(PHASES, 0.0)
+        self._paused, self._paused_before = paused, 0.0
         self.phase: str | None = None
         self._held = 0
         self._new_stamp: Callable[[], Stamp] = HostStamp
         self._pool: list[Stamp] = []  # to be used again: a long run makes few
         self._last: Stamp = HostStamp()
-        self._pending: deque[tuple[str, Stamp, Stamp]] = deque()  # phase, its start, its end
+        # Of each phase its start, its end, and the pauses in it.
+        self._pending: deque[tuple[str, Stamp, Stamp, float]] = deque()
 
     def start(self, phase: str, new_stamp: Callable[[], Stamp] = HostStamp) -> None:
         """Begin with a phase; the device must stand still."""
         self._new_stamp, self._pool, self._held, self.phase = new_stamp, [], 0, phase
         self._pending.clear()
-        self._last = self._take()
+        self._last, self._paused_before = self._take(), self._paused()
 
     def enter(self, phase: str) -> None:
         """Go over to another phase, unless a whole one goes on."""
@@ -147,17 +154,19 @@ class Timeline:
     def _turn_to(self, phase: str) -> None:
         if self.phase is None:
             return
-        stamp = self._take()
-        self._pending.append((self.phase, self._last, stamp))
-        self._last, self.phase = stamp, phase
+        stamp, paused = self._take(), self._paused()
+        self._pending.append((self.phase, self._last, stamp, paused - self._paused_before))
+        self._last, self.phase, self._paused_before = stamp, phase, paused
 
     def _take(self) -> Stamp:
         stamp = self._pool.pop() if self._pool else self._new_stamp()
         stamp.record()
         return stamp
 
-    def _add(self, phase: str, start: Stamp, end: Stamp) -> None:
-        self.seconds[phase] += start.elapsed_time(end) / 1e3
+    def _add(self, phase: str, start: Stamp, end: Stamp, paused: float) -> None:
+        seconds = start.elapsed_time(end) / 1e3
+        # A device may have computed on while its host stood still.
+        self.seconds[phase] += seconds - min(paused, seconds)
         self._pool.append(start)  # its end is the start of the next
 
 

@@ -325,7 +325,7 @@ class BenchTrainer(Trainer):
             # Before the rest, since trainer_state.json, written last, marks a whole checkpoint.
             self._save_clock(folder)
             super()._save_checkpoint(model, trial)
-        self._save_clock(folder)
+            self._save_clock(folder)  # once more, with the time that this save took
 
     def _save_clock(self, folder: Path) -> None:
         state = self.clock.state() | {"loss_sum": self._loss_sum_of_all_sessions()}

@@ -148,7 +148,7 @@ class Bench:
         timeline = trainer.clock.timeline
         timeline.start("start", stamps_of(args.device))
         try:
-            with torch.enable_grad():
+            with torch.enable_grad(), trainer.clock.pauses.watch():
                 trainer.train()
             memory = measure_memory(args.device)
             switches = observe_switches(recipe, trainer)
@@ -255,7 +255,7 @@ class _Border:
 
     def __init__(self, trainer: BenchTrainer) -> None:
         synchronize(trainer.args.device)
-        self.seconds = time.perf_counter()
+        self.seconds = time.perf_counter() - trainer.clock.pauses.read()
         self.phase_seconds = trainer.clock.timeline.read()
         self.data_wait_seconds = trainer.clock.times.data_wait_seconds
 

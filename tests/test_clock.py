@@ -422,3 +422,85 @@ def test_peak_memory_is_one_of_this_run_not_of_earlier_ones() -> None:
     reset_memory(cpu)
 
     assert measure_memory(cpu).peak_process_memory_mib < high - 200
+
+
+class Device:
+    """A device that the host runs ahead of: a step is queued in 10 ms and takes 1 s."""
+
+    def __init__(self, time: FakeTime) -> None:
+        self.time, self.busy_until = time, 0.0
+
+    def queue(self, seconds: float) -> None:
+        self.busy_until = max(self.busy_until, self.time.now) + seconds
+
+    def synchronize(self, device: torch.device) -> None:
+        self.time.now = max(self.time.now, self.busy_until)
+
+
+@pytest.fixture
+def device(time: FakeTime, monkeypatch: pytest.MonkeyPatch) -> Device:
+    """Replace the device."""
+    simulated = Device(time)
+    monkeypatch.setattr(hfbench.clock, "synchronize", simulated.synchronize)
+    return simulated
+
+
+def queue_steps(session: Session, device: Device, steps: int) -> None:
+    for _ in range(steps):
+        device.queue(1.0)
+        session.step(seconds=0.26)
+
+
+@pytest.mark.parametrize("border", ["save", "evaluation", "end"])
+def test_steps_that_are_only_queued_take_the_time_of_the_device(
+    border: str, time: FakeTime, device: Device
+) -> None:
+    clock = Clock()
+    session = Session(clock, time, max_steps=1000)
+    session.begin()
+    queue_steps(session, device, 30)  # of which ten are warm-up
+    if border == "end":  # a stop without a checkpoint
+        session.end()
+        kept = clock.state()
+    else:
+        with clock.measure(border, CPU):
+            device.queue(5.0)
+            kept = json.loads(json.dumps(clock.state()))
+    assert (kept["measured_samples"], kept["measured_seconds"]) == (20 * 4, pytest.approx(20.0))
+    assert kept["execution_seconds"] == pytest.approx(30.0, abs=0.3)
+    if border != "end":
+        assert getattr(clock.times, f"{border}_seconds") == pytest.approx(5.0)
+
+
+def test_throughput_after_a_resume_is_the_devices(time: FakeTime, device: Device) -> None:
+    first = Clock()
+    session = Session(first, time, max_steps=1000)
+    session.begin()
+    queue_steps(session, device, 30)
+    session.pause("evaluation", 2.0)
+    with first.measure("save", CPU):
+        kept = json.loads(json.dumps(first.state()))
+    second = Clock()
+    second.resume(kept)
+    session = Session(second, time, max_steps=1000, global_step=30)
+    session.begin()
+    queue_steps(session, device, 30)
+    session.end()
+    assert second.throughput(1).samples_per_second == pytest.approx(4.0, rel=0.01)
+    assert second.times.execution_seconds == pytest.approx(62.0, rel=0.01)
+
+
+def test_checkpoint_keeps_the_time_of_its_own_save(time: FakeTime) -> None:
+    clock = Clock()
+    session = Session(clock, time, max_steps=8)
+    session.begin()
+    session.step()
+    with clock.measure("save", CPU):
+        time.now += 3.0  # weights and optimizer
+        kept = clock.state()
+        time.now += 0.5  # the clock itself
+    session.end()
+    assert kept["save_seconds"] == 3.0
+    assert kept["execution_seconds"] == 1.0 + 3.0
+    assert clock.times.save_seconds == 3.5
+    assert clock.times.execution_seconds == 4.5
