@@ -137,6 +137,7 @@ def load_model(
             ) from error
         raise explain_hub_failure("model", recipe.model.name_or_path, error) from error
     model = model.float()
+    _check_checkpointing(model, recipe)
     _check_forward(model, size, len(label_names), recipe.model.name_or_path)
     return model, initialization
 
@@ -371,6 +372,29 @@ def _resize_position_table(model: PreTrainedModel, size: int, name: str) -> PreT
     rebuilt.load_state_dict(state, strict=True)
     logger.info(f"The position table of {name} was interpolated from {old} to {size} px.")
     return rebuilt
+
+
+def _check_checkpointing(model: PreTrainedModel, recipe: Recipe) -> None:
+    """Refuse gradient checkpointing for a model in which nothing would be recomputed."""
+    asked = [
+        name
+        for name in ("activation_checkpointing", "gradient_checkpointing")
+        if recipe.training_args.get(name)
+    ]
+    if not asked:
+        return
+    try:
+        model.gradient_checkpointing_enable()
+        flags = ("gradient_checkpointing", "grad_checkpointing")  # transformers', timm's
+        works = any(getattr(part, flag, False) for part in model.modules() for flag in flags)
+        model.gradient_checkpointing_disable()
+    except (ValueError, AttributeError, AssertionError, NotImplementedError):
+        works = False
+    if not works:
+        raise ModelError(
+            f"training_args.{asked[0]}: {recipe.model.name_or_path} does not support it, so that "
+            f"it would have no effect; leave it out."
+        )
 
 
 def _check_forward(model: PreTrainedModel, size: int, classes: int, name: str) -> None:
