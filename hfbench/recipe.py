@@ -291,6 +291,8 @@ def _unusable(content: Mapping[str, Any]) -> tuple[dict[str, str], bool]:
         problem = _unusable_text(where, value) if isinstance(value, str) else None
         if isinstance(value, Mapping | list) and len(value) > _MOST_ENTRIES:
             problem = f"holds {len(value):,} entries; expected at most {_MOST_ENTRIES:,}."
+            if not depth:
+                return {where: f"{where}: {problem}"}, True
         if isinstance(value, int) and abs(value) > _LARGEST_NUMBER:
             problem = f"{shown(value)} is too large; no number here is above 2^63 - 1."
         if problem:
