@@ -8,19 +8,25 @@ array is pickled with, and even these are replaced by stand-ins that only keep t
 
 from __future__ import annotations
 
+import gzip
 import io
 import pickle
 import tarfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from hfbench.bounds import BoundedReader
 from hfbench.errors import DataError, first_line, listed
 
 _TAR_ENDINGS = (".tar", ".tar.gz", ".tgz", ".gz")
+_LARGEST_TAR = 512 * 2**20  # bytes, unpacked; the larger one of the two has 178 MiB
+_LARGEST_MEMBER = 256 * 2**20  # bytes; CIFAR-100's images are one of 148 MiB
 _SHAPE = (3, 32, 32)  # channels first, row-major, as the author describes
 
 
@@ -135,7 +141,11 @@ class Archive:
         if content is None:
             raise DataError(f"{self.name} holds no {member}; download it again.")
         try:
-            return content if isinstance(content, bytes) else content.read_bytes()
+            if isinstance(content, bytes):
+                return content
+            if content.stat().st_size > _LARGEST_MEMBER:
+                raise OSError(f"it is larger than {_LARGEST_MEMBER // 2**20} MiB")
+            return content.read_bytes()
         except OSError as error:
             raise DataError(f"{self.name}: {member} cannot be read: {error}") from None
 
@@ -209,7 +219,7 @@ def _open_tar(path: Path) -> Archive:
     files: dict[str, bytes | Path] = {}
     others = []
     try:
-        with tarfile.open(path) as archive:
+        with _unpacked(path) as source, tarfile.open(fileobj=source, mode="r|") as archive:
             for member in archive:
                 name = Path(member.name).name
                 content = archive.extractfile(member) if member.isfile() else None
@@ -218,9 +228,9 @@ def _open_tar(path: Path) -> Archive:
                 elif content is not None:
                     others.append(name)
             # To the end of the stream: gzip's checksum stands there, and tarfile stops before it.
-            while archive.fileobj is not None and archive.fileobj.read(2**20):
+            while source.read(2**20):
                 pass
-    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+    except (tarfile.TarError, OSError, EOFError, ValueError, zlib.error) as error:
         raise DataError(
             f"{path} cannot be read as a tar archive: {first_line(error)}. Download it again."
         ) from None
@@ -231,6 +241,15 @@ def _open_tar(path: Path) -> Archive:
         f"{path} is not one of CIFAR's archives: expected cifar-10-batches-py/ or "
         f"cifar-100-python/ inside, found {listed([*files, *others][:5]) or 'nothing'}."
     )
+
+
+@contextmanager
+def _unpacked(path: Path) -> Iterator[BoundedReader]:
+    """Open a tar file, unpacked; at most as many bytes of it as CIFAR's archives may have."""
+    with path.open("rb") as packed:
+        is_gzip = packed.read(2) == b"\x1f\x8b"
+        packed.seek(0)
+        yield BoundedReader(gzip.GzipFile(fileobj=packed) if is_gzip else packed, _LARGEST_TAR)
 
 
 # --- unpickling without running anything ---

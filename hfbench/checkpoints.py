@@ -72,9 +72,11 @@ def load_config(recipe: Recipe, path: str, revision: str | None) -> Any:
         if path.startswith("timm/"):
             return _known_timm_config(path.removeprefix("timm/"))
         return _known_configs()[path]()
+    refuse_large_files(path, "model.name_or_path")
+    arguments = _read_model_args(path)
     refuse_foreign_code(recipe.model.name_or_path, path, revision)
     config = AutoConfig.from_pretrained(
-        path, revision=revision, trust_remote_code=False, **_read_model_args(path)
+        path, revision=revision, trust_remote_code=False, **arguments
     )
     if config.model_type not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES:
         raise ModelError(

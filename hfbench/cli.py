@@ -16,10 +16,11 @@ from typing import Annotated
 
 import typer
 
-from hfbench.cli_options import AsJson, OutputDir, Overrides, print_json, show, uncollected
+from hfbench.cli_options import AsJson, OutputDir, Overrides, print_json, say, show, uncollected
 from hfbench.cli_studies import studies
 from hfbench.cli_tune import tuning
 from hfbench.errors import HfbenchError, Interrupted
+from hfbench.harmless import message
 from hfbench.tether import END_WITH_PARENT, end_with_parent
 
 app = typer.Typer(
@@ -53,11 +54,11 @@ def main() -> None:
             # this is the only one that knows.
             time.sleep(_PATIENCE_SECONDS)
         prefix = "" if isinstance(error, Interrupted) else "Error: "
-        print(f"{prefix}{error}", file=sys.stderr)
+        say(f"{prefix}{error}", file=sys.stderr)
         _leave(error.exit_code)
     except KeyboardInterrupt:
         if _is_main_process():
-            print("Stopped.", file=sys.stderr)
+            say("Stopped.", file=sys.stderr)
         _leave(Interrupted.exit_code)
 
 
@@ -74,7 +75,7 @@ def _version(wanted: bool) -> None:
     if wanted:
         import hfbench
 
-        print(f"hfbench {hfbench.__version__}")
+        say(f"hfbench {hfbench.__version__}")
         raise typer.Exit
 
 
@@ -131,9 +132,9 @@ def recipe_command(
     from hfbench.tables import result_table
 
     show(result_table(result))
-    print(f"Everything is in {output_dir / result.recipe.name / result.run_id}")
+    say(f"Everything is in {output_dir / result.recipe.name / result.run_id}")
     if result.hub:
-        print(f"Pushed to {result.hub.url}")
+        say(f"Pushed to {result.hub.url}")
 
 
 app.add_typer(studies)
@@ -152,13 +153,13 @@ def list_command(
         from hfbench.recipe import shipped_recipes
 
         for name, path in shipped_recipes().items():
-            print(f"{name:28} {json.loads(path.read_text('utf-8'))['description']}")
+            say(f"{name:28} {json.loads(path.read_text('utf-8'))['description']}")
         return
     from hfbench.result import find_runs
 
     runs = list(find_runs(output_dir))
     if not runs:
-        print(f"No runs in {output_dir}. Begin with: hfbench recipe quickstart_tuned")
+        say(f"No runs in {output_dir}. Begin with: hfbench recipe quickstart_tuned")
         return
     from hfbench.tables import run_table
 
@@ -180,15 +181,15 @@ def validate_command(
             loaded = load_recipe(name)
         except HfbenchError as error:
             failed += 1
-            print(error, file=sys.stderr)
+            say(error, file=sys.stderr)
             continue
-        print(f"{name}: valid")
+        say(f"{name}: valid")
         for problem in check_machine(loaded):
-            print(f"  not on this machine: {problem}")
+            say(f"  not on this machine: {problem}")
         if slow := say_slow_precision(loaded):
-            print(f"  slow on this machine: {slow}")
+            say(f"  slow on this machine: {slow}")
     if failed:
-        print(f"{failed} of {len(recipes)} recipes are not valid.", file=sys.stderr)
+        say(f"{failed} of {len(recipes)} recipes are not valid.", file=sys.stderr)
         raise typer.Exit(2)
 
 
@@ -248,9 +249,16 @@ def _is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+class _HarmlessFormatter(logging.Formatter):
+    """Writes log lines without credentials, and without what a terminal would obey."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return message(super().format(record))
+
+
 def _log_to_stderr() -> None:
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("hfbench: %(message)s"))
+    handler.setFormatter(_HarmlessFormatter("hfbench: %(message)s"))
     logger = logging.getLogger("hfbench")
     logger.addHandler(handler)
     logger.setLevel(logging.INFO if _is_main_process() else logging.ERROR)

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hfbench.cli_options import print_json, show
+from hfbench.cli_options import print_json, say, show
 from hfbench.errors import DeviceError, RecipeError
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def measure_and_show(
                 show(plan_table(plan))
             compiled = any(COMPILE.name in item.techniques for item in plan.configurations)
             beside = ", and compiling for several minutes" if compiled else ""
-            print(
+            say(
                 f"{rounds} rounds of {len(plan.configurations)} windows of {steps} steps: about "
                 f"{duration(round(seconds))}{beside}. Ctrl-C keeps what was measured.",
                 file=sys.stderr,
@@ -93,11 +93,11 @@ def measure_and_show(
 
         def checked(self, configuration: Configuration, first_loss: FirstLoss | None) -> None:
             if first_loss is not None and first_loss.problem:
-                print(f"{configuration.label}: {first_loss.problem}", file=sys.stderr)
+                say(f"{configuration.label}: {first_loss.problem}", file=sys.stderr)
 
         def measured(self, configuration: Configuration, round_number: int, window: Window) -> None:
             self.done += 1
-            print(
+            say(
                 f"[{self.done}/{self.total}] round {round_number}: {configuration.label}: "
                 f"{window.samples_per_second:.1f} images/s",
                 file=sys.stderr,
@@ -111,7 +111,7 @@ def measure_and_show(
         print_json(content)
         return
     show(ablation_tables(found))
-    print(f"Everything is in {found.folder}")
+    say(f"Everything is in {found.folder}")
 
 
 def run_full(
@@ -157,7 +157,7 @@ def run_full(
         print_json(content)
     else:
         show(ablation_tables(found))
-        print(f"Everything is in {found.folder}; the runs are in {output_dir / prefix}*")
+        say(f"Everything is in {found.folder}; the runs are in {output_dir / prefix}*")
     for run in outcome.failed:
-        print(f"{run.name} failed; its output is in {run.log}", file=sys.stderr)
+        say(f"{run.name} failed; its output is in {run.log}", file=sys.stderr)
     return 1 if outcome.failed else 0

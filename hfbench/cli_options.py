@@ -8,10 +8,11 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 
+from hfbench.harmless import for_json, message
 
 def expanded(path: Path | None) -> Path | None:
     """Return the value of a path option, ``~`` expanded: the shell does it only in front.
@@ -61,18 +62,23 @@ def uncollected() -> Iterator[None]:
         gc.enable()
 
 
+def say(text: object, *, file: TextIO | None = None, flush: bool = False) -> None:
+    """Print a message, whatever is named in it: no credential, nothing that a terminal obeys."""
+    print(message(str(text)), file=file or sys.stdout, flush=flush)
+
+
 def print_json(content: Any) -> None:
     """Print JSON; escaped, where the output cannot take every letter."""
     encoding = str(getattr(sys.stdout, "encoding", None) or "ascii")
-    escape = not encoding.lower().startswith("utf")
-    print(json.dumps(content, indent=2, ensure_ascii=escape))
+    can_take_all = encoding.lower().startswith("utf")
+    print(for_json(content) if can_take_all else json.dumps(content, indent=2))
 
 
 def show(what: Any) -> None:
     """Print a table or text of rich."""
-    from rich.console import Console
+    from hfbench.console import HarmlessConsole
 
-    console = Console()
+    console = HarmlessConsole()
     if not console.is_terminal:
-        console = Console(width=120)  # in a file or a pipe, lines should not break at 80
+        console = HarmlessConsole(width=120)  # in a file or a pipe, lines should not break at 80
     console.print(what)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hfbench.cli_options import AsJson, OutputDir, Overrides, print_json, show
+from hfbench.cli_options import AsJson, OutputDir, Overrides, print_json, say, show
 from hfbench.errors import RecipeError, ResultError
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ def report_command(
     from hfbench.report import write_report
 
     written = write_report(runs, output, margin_points=margin)
-    print(f"Wrote {written[0]}, {written[1]} and {len(written) - 2} files of figures and data.")
+    say(f"Wrote {written[0]}, {written[1]} and {len(written) - 2} files of figures and data.")
 
 
 @studies.command("doctor")
@@ -200,7 +200,7 @@ def doctor_command(
     from hfbench.doctor import examine
 
     def tell(what: str) -> None:
-        print(f"hfbench doctor: {what} …", file=sys.stderr)
+        say(f"hfbench doctor: {what} …", file=sys.stderr)
 
     # Trainer prints to stdout; with --json that belongs to the diagnosis alone.
     with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():

@@ -11,7 +11,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfbench.cli_options import print_json, show
+from hfbench.cli_options import print_json, say, show
 from hfbench.errors import DeviceError, HfbenchError, RecipeError
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def show_plan(plan: Plan, measured: bool, as_json: bool) -> None:
     from hfbench.tables_suite import plan_table
 
     if measured:
-        plan = measure_plan(plan, lambda what: print(f"hfbench suite: {what}", file=sys.stderr))
+        plan = measure_plan(plan, lambda what: say(f"hfbench suite: {what}", file=sys.stderr))
     if as_json:
         print_json(plan_json(plan))
     else:
@@ -152,7 +152,7 @@ def run_and_show(plan: Plan, as_json: bool) -> int:
     else:
         show(outcome_table(outcome, verdicts))
         for run in outcome.failed:
-            print(f"{run.name} failed; its output is in {run.log}")
+            say(f"{run.name} failed; its output is in {run.log}")
     return 1 if outcome.failed else 0
 
 
@@ -160,10 +160,11 @@ class _Live:
     """A table on the terminal that changes in place; without a thread of its own."""
 
     def __init__(self) -> None:
-        from rich.console import Console
         from rich.live import Live
 
-        self._live = Live(console=Console(stderr=True), auto_refresh=False, transient=True)
+        from hfbench.console import HarmlessConsole
+
+        self._live = Live(console=HarmlessConsole(stderr=True), auto_refresh=False, transient=True)
 
     def __enter__(self) -> _Live:
         self._live.start()
@@ -182,7 +183,7 @@ def _print_change(progress: Progress) -> None:
     from hfbench.tables_suite import say_change
 
     if progress.changed:
-        print(say_change(progress), file=sys.stderr, flush=True)
+        say(say_change(progress), file=sys.stderr, flush=True)
 
 
 def plan_json(plan: Plan) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hfbench.cli_options import AsJson, Overrides, expanded, print_json, show
+from hfbench.cli_options import AsJson, Overrides, expanded, print_json, say, show
 
 if TYPE_CHECKING:
     from hfbench.tune_result import Trial, Tuning
@@ -110,7 +110,7 @@ def _observer(seconds: float) -> Observer:
 
     class Tell(Observer):
         def planned(self, candidates: int, window_seconds: float, start: Window) -> None:
-            print(
+            say(
                 f"{candidates} candidates or more, in windows of {duration(window_seconds)}: about "
                 f"{duration(seconds)}. Ctrl-C keeps the best so far.\n"
                 f"start: {start.samples_per_second:.1f} images/s",
@@ -118,10 +118,10 @@ def _observer(seconds: float) -> Observer:
             )
 
         def tried(self, trial: Trial) -> None:
-            print(say_trial(trial), file=sys.stderr)
+            say(say_trial(trial), file=sys.stderr)
 
         def confirming(self) -> None:
-            print("The best against the start …", file=sys.stderr)
+            say("The best against the start …", file=sys.stderr)
 
     return Tell()
 
@@ -131,19 +131,19 @@ def _say_next(found: Tuning, recipe: str, target: Path, overrides: list[str]) ->
     from hfbench.tune_plan import setting_of
     from hfbench.tune_result import measurements_file
 
-    print(f"Wrote {target}; its measurements are in {measurements_file(target)}")
+    say(f"Wrote {target}; its measurements are in {measurements_file(target)}")
     if not found.taken:
-        print(f"It is {found.recipe.name} under another name.")
+        say(f"It is {found.recipe.name} under another name.")
         return
     settings = {name for trial in found.taken for name in trial.settings}
     changed = {n for n in settings if setting_of(found.recipe, n) != setting_of(found.best, n)}
     kept = [word for word in overrides if word.partition("=")[0] not in changed]
     words = ["hfbench", "suite", recipe, str(target), "--repeats", "3", *kept]
-    print(f"Whether whole runs are faster, and as accurate: {shlex.join(words)}")
-    print(f"Then at any time: hfbench compare runs/{found.recipe.name} runs/{found.best.name}")
+    say(f"Whether whole runs are faster, and as accurate: {shlex.join(words)}")
+    say(f"Then at any time: hfbench compare runs/{found.recipe.name} runs/{found.best.name}")
     undone = [word for word in overrides if word not in kept]
     if undone:
-        print(
+        say(
             f"Write {' '.join(undone)} into a recipe file first: tuning changed it, and as an "
             "override it would change both."
         )

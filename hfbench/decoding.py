@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -15,9 +16,14 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
+from hfbench.bounds import require_memory
+
 if TYPE_CHECKING:
     from PIL import Image
 
+_LONGEST_MESSAGE = 1000
+_SHARE = 0.8  # of the free memory, for decoded images
+_ELSEWHERE = re.compile(r"(^|::)(?!zip:|gzip:|tar:|file:)[A-Za-z][A-Za-z0-9+.\-]*://")
 _CHUNK = 256  # images that a thread decodes at a time: handing over each would cost as much again
 
 
@@ -30,26 +36,50 @@ def decode_images(encoded: Sequence[dict[str, Any] | None]) -> list[Image.Image 
     Returns:
         Each image, or what is wrong with it.
     """
+    room = _Room()
     chunks = [encoded[start : start + _CHUNK] for start in range(0, len(encoded), _CHUNK)]
     with ThreadPoolExecutor() as pool:  # PIL decodes outside the interpreter's lock
-        return list(chain.from_iterable(pool.map(_decode_chunk, chunks)))
+        return list(chain.from_iterable(pool.map(lambda chunk: _decode_chunk(chunk, room), chunks)))
 
 
-def _decode_chunk(encoded: Sequence[dict[str, Any] | None]) -> list[Image.Image | str]:
+class _Room:
+    """Counts the bytes of decoded images, of which the free memory must hold all."""
+
+    def __init__(self) -> None:
+        import psutil
+
+        self.left = int(_SHARE * psutil.virtual_memory().available)
+
+    def take(self, picture: Image.Image) -> None:
+        # Threads may lose an update to each other, of the few images that they hold.
+        self.left -= picture.width * picture.height * len(picture.getbands())
+
+
+def _decode_chunk(encoded: Sequence[dict[str, Any] | None], room: _Room) -> list[Image.Image | str]:
     import datasets
 
     feature = datasets.Image()
-    return [_decode(feature, entry) for entry in encoded]
+    return [_decode(feature, entry, room) for entry in encoded]
 
 
-def _decode(feature: Any, entry: dict[str, Any] | None) -> Image.Image | str:
+def _decode(feature: Any, entry: dict[str, Any] | None, room: _Room) -> Image.Image | str:
     if entry is None:
         return "there is no image"
+    if room.left <= 0:
+        return "the images before it fill the memory; train on fewer or smaller ones"
+    path = entry.get("path")
+    if entry.get("bytes") is None and path:
+        if _ELSEWHERE.search(path):
+            return "it lies on another machine; download it first"
+        if os.path.exists(path) and not os.path.isfile(path):
+            return "it is no file"  # a pipe would be waited for
     try:
         picture: Image.Image = feature.decode_example(entry)
         picture.load()
     except Exception as error:  # PIL raises whatever the damaged bytes lead to
-        return re.sub(r" <_io\.[^>]*>", "", str(error)) or type(error).__name__
+        said = str(error)[:_LONGEST_MESSAGE]
+        return re.sub(r" <_io\.[^>]*>", "", said) or type(error).__name__
+    room.take(picture)
     if picture.mode[0] in "IF":
         return "it has more than 8 bits a channel; convert it to 8 bits"
     return picture
@@ -82,6 +112,12 @@ def stack_images(
             f"{len(odd)} of {len(pictures)} images were resized to {size[0]} x {size[1]}, since "
             f"sizes are mixed; the first is {odd[0]}."
         )
+    require_memory(
+        len(pictures) * 3 * size[0] * size[1],
+        f"dataset: {len(pictures):,} images of {size[0]} x {size[1]}",
+        "train on fewer, with dataset.max_train_samples and dataset.max_eval_samples, or smaller "
+        "ones",
+    )
     images = torch.empty((len(pictures), 3, size[1], size[0]), dtype=torch.uint8)
     mode = InterpolationMode(interpolation)
     for position, picture in enumerate(pictures):

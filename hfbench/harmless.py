@@ -24,7 +24,7 @@ _OBEYED = re.compile(
 # (https://owasp.org/www-community/attacks/CSV_Injection); the last four are their wide forms.
 _FORMULA = re.compile("\\s*[=+\\-@\uff1d\uff0b\uff0d\uff20]|[\t\r\n]")
 # At the beginning of a block: a heading, a list, a quotation, a rule.
-_BLOCK = re.compile(r"^(#|>|[-+=]|\d{1,9}(?=[.)]))")
+_BLOCK = re.compile(r"^(#{1,6}(?= |$)|>|[-+](?= |$)|[-=]{2,}|\d{1,9}(?=[.)]( |$)))")
 
 _TOKEN = re.compile(r"\b(hf_|api_org_|sk-|ghp_|github_pat_|glpat-)[A-Za-z0-9_\-]{16,}")
 _IN_URL = re.compile(r"(?<=://)[^\s/@:'\"]{0,256}(:[^\s/@'\"]{0,256})?@")
@@ -48,7 +48,7 @@ def for_csv(value: object) -> object:
     if not isinstance(value, str):
         return value
     text = for_terminal(value)
-    return f"'{text}" if _FORMULA.match(text) else text
+    return f"'{text}" if _FORMULA.match(value) else text
 
 
 def for_html(text: str) -> str:
@@ -59,7 +59,7 @@ def for_html(text: str) -> str:
 def for_markdown(text: str) -> str:
     """Write text so that GitHub's Markdown shows it as it is, on one line, in a table too."""
     text = for_terminal(re.sub(r"\s+", " ", text))
-    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    text = text.replace("&", "&amp;").replace("<", "&lt;")
     # An underscore inside a word and a dash inside a line mean nothing to GitHub.
     text = re.sub(r"(?<!\w)_|_(?!\w)|[\\`*\[\]|~$]", lambda found: "\\" + found.group(), text)
     return _BLOCK.sub(_escaped_block, text)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfbench.errors import HubError, first_line
+from hfbench.harmless import fenced, for_json, for_markdown, for_terminal, without_credentials
 from hfbench.recipe import EMBEDDED_DATASETS, local_path
 from hfbench.result import CONFUSION_FILE, CURVES_FILE, HubInfo, Result
 
@@ -131,7 +131,7 @@ def push(result: Result, folder: Path, target: PushTarget) -> HubInfo:
     return HubInfo(
         repo_id=repo_id,
         revision=target.revision,
-        url=f"{api.endpoint}/{repo_id}",
+        url=without_credentials(f"{api.endpoint}/{repo_id}"),
         commit=commit.oid,
     )
 
@@ -172,11 +172,10 @@ def model_card(result: Result) -> str:
         tags=["hfbench", "image-classification", recipe.variant],
         eval_results=_eval_results(result, recipe),
     )
-    lines = ["---", data.to_yaml(), "---", "", f"# {recipe.name}", "", recipe.description or "", ""]
-    lines += [
-        f"Fine-tuned and measured by hfbench {result.environment.packages.get('hfbench')}.",
-        "",
-    ]
+    version = for_markdown(str(result.environment.packages.get("hfbench")))
+    lines = ["---", for_terminal(data.to_yaml()), "---", "", f"# {for_markdown(recipe.name)}", ""]
+    lines += [for_markdown(recipe.description), ""]
+    lines += [f"Fine-tuned and measured by hfbench {version}.", ""]
     lines += _metric_table(result)
     lines += [f"![Loss and accuracy over epochs]({CURVES_FILE})", ""]
     if result.metrics.test:
@@ -185,9 +184,9 @@ def model_card(result: Result) -> str:
     lines += ["## Use", "", "```python", "from transformers import pipeline", ""]
     lines += ['classify = pipeline("image-classification", model="<this repository or folder>")']
     lines += ['classify("image.png")', "```", ""]
-    lines += ["## Recipe", "", "`hfbench recipe recipe.json` with", "", "```json"]
-    lines += [json.dumps(recipe.as_json(), indent=2, ensure_ascii=False), "```", ""]
-    return "\n".join(lines)
+    lines += ["## Recipe", "", "`hfbench recipe recipe.json` with", ""]
+    lines += [*fenced(for_json(recipe.as_json()), "json"), ""]
+    return without_credentials("\n".join(lines))
 
 
 def _eval_results(result: Result, recipe: Recipe) -> list[EvalResult] | None:
@@ -260,7 +259,7 @@ def _time_table(result: Result) -> list[str]:
         "",
         "| what | value |",
         "|---|---|",
-        *(f"| {a} | {b} |" for a, b in rows),
+        *(f"| {for_markdown(a)} | {for_markdown(b)} |" for a, b in rows),
         "",
     ]
 
@@ -275,9 +274,11 @@ def _hardware(result: Result) -> list[str]:
     return [
         "## Hardware and software",
         "",
-        f"{result.training.world_size} x {machine.device_name}; {machine.cpu_cores} CPU cores "
-        f"({machine.cpu}), {machine.memory_mib / 1024:.0f} GiB; Python {machine.python}, "
-        f"{versions}; {machine.platform}.",
+        for_markdown(
+            f"{result.training.world_size} x {machine.device_name}; {machine.cpu_cores} CPU cores "
+            f"({machine.cpu}), {machine.memory_mib / 1024:.0f} GiB; Python {machine.python}, "
+            f"{versions}; {machine.platform}."
+        ),
         "",
     ]
 
@@ -287,4 +288,4 @@ def _is_on_hub(name: str) -> bool:
 
 
 def _to_json(content: Any) -> bytes:
-    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+    return (without_credentials(for_json(content)) + "\n").encode()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import pickle
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as F
 
+from hfbench.bounds import require_memory
 from hfbench.checkpoints import (
     build_image_processor,
     find_commit,
@@ -35,6 +37,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# Names of configurations for how many layers there are; each takes time to build.
+_COUNT_OF_LAYERS = re.compile(r"(layers|depths?|blocks|stages)$")
+_MOST_LAYERS = 2000
 # Both resize uint8 with torchvision, bit for bit; what is left is float rounding in the
 # normalisation, about 1e-6.
 _PROCESSOR_TOLERANCE = 1e-4
@@ -117,6 +122,8 @@ def load_model(
     config.id2label = dict(enumerate(label_names))
     config.label2id = {name: number for number, name in enumerate(label_names)}
     size = recipe.preprocessing.image_size
+    if not is_known_without_checkpoint(recipe):
+        _check_size(recipe, config)
     try:
         if recipe.model.pretrained:
             model = _load_pretrained(recipe, source, size)
@@ -137,6 +144,7 @@ def load_model(
             ) from error
         raise explain_hub_failure("model", recipe.model.name_or_path, error) from error
     model = model.float()
+    _check_checkpointing(model, recipe)
     _check_forward(model, size, len(label_names), recipe.model.name_or_path)
     return model, initialization
 
@@ -371,6 +379,60 @@ def _resize_position_table(model: PreTrainedModel, size: int, name: str) -> PreT
     rebuilt.load_state_dict(state, strict=True)
     logger.info(f"The position table of {name} was interpolated from {old} to {size} px.")
     return rebuilt
+
+
+def _check_size(recipe: Recipe, config: Any) -> None:
+    """Refuse a configuration of a model that cannot be built here, before it takes memory."""
+    name, config = recipe.model.name_or_path, copy.deepcopy(config)
+    if not recipe.model.pretrained and hasattr(config, "image_size"):
+        config.image_size = recipe.preprocessing.image_size
+    content = config.to_dict()
+    for section in (content, content.get("model_args") or {}, *content.values()):
+        for key, value in section.items() if isinstance(section, dict) else ():
+            numbers = value if isinstance(value, list | tuple) else [value]
+            counts = [number for number in numbers if isinstance(number, int)]
+            if _COUNT_OF_LAYERS.search(str(key)) and sum(counts) > _MOST_LAYERS:
+                raise ModelError(
+                    f"model {name}: config.json asks for {sum(counts):,} layers ({key}); expected "
+                    f"at most {_MOST_LAYERS:,}."
+                )
+    from transformers import AutoModelForImageClassification
+
+    try:
+        with torch.device("meta"):
+            model = AutoModelForImageClassification.from_config(config, trust_remote_code=False)
+    except Exception:  # what is wrong with it is said when it is built
+        return
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    require_memory(
+        4 * parameters,
+        f"model {name}: {parameters:,} parameters",
+        "use a smaller model",
+        ModelError,
+    )
+
+
+def _check_checkpointing(model: PreTrainedModel, recipe: Recipe) -> None:
+    """Refuse gradient checkpointing for a model in which nothing would be recomputed."""
+    asked = [
+        name
+        for name in ("activation_checkpointing", "gradient_checkpointing")
+        if recipe.training_args.get(name)
+    ]
+    if not asked:
+        return
+    try:
+        model.gradient_checkpointing_enable()
+        flags = ("gradient_checkpointing", "grad_checkpointing")  # transformers', timm's
+        works = any(getattr(part, flag, False) for part in model.modules() for flag in flags)
+        model.gradient_checkpointing_disable()
+    except (ValueError, AttributeError, AssertionError, NotImplementedError):
+        works = False
+    if not works:
+        raise ModelError(
+            f"training_args.{asked[0]}: {recipe.model.name_or_path} does not support it, so that "
+            f"it would have no effect; leave it out."
+        )
 
 
 def _check_forward(model: PreTrainedModel, size: int, classes: int, name: str) -> None:

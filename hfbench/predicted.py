@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from hfbench.bounds import check_unpacked_size
 from hfbench.errors import ResultError
 from hfbench.result import PREDICTIONS_FILE, Result
 
@@ -49,14 +50,16 @@ def load_predictions(result: Result) -> Predictions | None:
     path = result.folder / PREDICTIONS_FILE if result.folder else None
     if path is None or not path.is_file():
         return None
+    images, classes = result.data.eval_samples, len(result.data.label_names)
     try:
+        check_unpacked_size(path, 2**20 + 8 * images * (16 + classes))
         with path.open("rb") as stream, np.load(stream) as file:
             found = Predictions(*(file[name] for name in _ARRAYS))
     except (OSError, ValueError, KeyError, EOFError) as error:
         raise ResultError(f"{path} cannot be read: {error}; run the recipe again.") from None
     except Exception as error:  # zipfile and zlib raise their own
         raise ResultError(f"{path} is damaged: {error}; run the recipe again.") from None
-    problem = _problem(found, result.data.eval_samples, len(result.data.label_names))
+    problem = _problem(found, images, classes)
     if problem:
         raise ResultError(f"{path} {problem}; run the recipe again.")
     if found.probability.ndim == 2:  # of every class: what version 0.1 wrote

@@ -30,6 +30,7 @@ RecipeName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$")]
 
 # What no recipe needs, and what would take more memory or time than it is worth to say no to.
 _LARGEST_FILE = 2**20  # bytes
+_MOST_ENTRIES = 1000  # of an object or a list
 _DEEPEST = 16  # objects and lists inside each other
 _LONGEST_TEXT = 4096  # letters, as of a path
 _FREE_TEXT = {"description", "reference.source", "reference.note"}  # shown, and nothing else
@@ -334,6 +335,10 @@ def _unusable(content: Mapping[str, Any]) -> tuple[dict[str, str], bool]:
             name = shown_name(where)
             return {where: f"{name}: is nested deeper than {_DEEPEST} objects or lists."}, True
         problem = _unusable_text(where, value) if isinstance(value, str) else None
+        if isinstance(value, Mapping | list) and len(value) > _MOST_ENTRIES:
+            problem = f"holds {len(value):,} entries; expected at most {_MOST_ENTRIES:,}."
+            if not depth:
+                return {where: f"{where}: {problem}"}, True
         if isinstance(value, int) and abs(value) > _LARGEST_NUMBER:
             problem = f"{shown(value)} is too large; no number here is above 2^63 - 1."
         if problem:

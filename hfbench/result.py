@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
 
+from hfbench.bounds import read_text
 from hfbench.environment import Environment
 from hfbench.errors import ResultError
 from hfbench.recipe import Recipe, local_path
@@ -381,7 +382,7 @@ def load_results(path: str | os.PathLike[str]) -> list[Result]:
 
 def _read(file: Path) -> Result:
     try:
-        content = json.loads(file.read_text("utf-8"))
+        content = json.loads(read_text(file))
     except (OSError, ValueError, RecursionError) as error:
         raise ResultError(f"{file} cannot be read: {error}") from None
     version = content.get("schema_version") if isinstance(content, dict) else None
@@ -405,8 +406,8 @@ def find_runs(root: Path) -> Iterator[Run]:
     """Find the runs in a folder, sorted by recipe name and time."""
     for file in sorted(root.glob(f"*/*/{RECIPE_FILE}")):
         try:
-            recipe = Recipe.model_validate(json.loads(file.read_text("utf-8")))
-        except (OSError, ValueError):
+            recipe = Recipe.model_validate(json.loads(read_text(file)))
+        except (OSError, ValueError, RecursionError):
             recipe = None
         yield Run(file.parent, recipe, (file.parent / RESULT_FILE).is_file())
 

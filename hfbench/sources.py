@@ -20,6 +20,7 @@ import torch
 
 from hfbench.archives import Archive, find_archive, find_archive_files
 from hfbench.arguments import suggest
+from hfbench.bounds import require_memory
 from hfbench.connection import explain_hub_failure
 from hfbench.data import ImageSplit, balanced_subset
 from hfbench.decoding import decode_images, stack_images
@@ -162,6 +163,12 @@ class _Synthetic(Source):
     def read(self, split: str, count: int | None) -> ImageSplit:
         is_train = split == self.dataset.train_split
         count = count or _SYNTHETIC_COUNT["train" if is_train else "test"]
+        height, width = _SYNTHETIC_SIZE[1:]
+        require_memory(
+            count * (3 * height * width + 8),
+            f"dataset: {count:,} synthetic images",
+            "train on fewer, with dataset.max_train_samples and dataset.max_eval_samples",
+        )
         generator = torch.Generator().manual_seed(0 if is_train else 1)
         images = torch.randint(
             0, 256, (count, *_SYNTHETIC_SIZE), dtype=torch.uint8, generator=generator
@@ -297,6 +304,11 @@ class _Table(Source):
         else:
             kinds = " and ".join(dict.fromkeys(str(feature) for feature in features))
             raise DataError(f"{where} holds {kinds}; expected class numbers or names throughout.")
+        require_memory(
+            16 * len(names) ** 2,
+            f"{where}: a table of mistakes of {len(names):,} x {len(names):,} classes",
+            "is this the column of classes?",
+        )
         if len(names) < 2:
             raise DataError(
                 f"{where}: found one class only, {listed(names)}; expected two or more."

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from hfbench.environment import Environment
 from hfbench.errors import ResultError
+from hfbench.harmless import for_terminal
 from hfbench.quantities import duration, percent
 from hfbench.recipe import Recipe
 from hfbench.result import Result, Run, load_result
@@ -33,11 +34,15 @@ class PlainTable(Table):
 
     def add_column(self, header: Any = "", *others: Any, **options: Any) -> None:
         """Add a column whose heading is no markup."""
-        super().add_column(Text(header) if isinstance(header, str) else header, *others, **options)
+        super().add_column(_plain(header), *others, **options)
 
     def add_row(self, *cells: Any, **options: Any) -> None:
         """Add a row whose cells are no markup."""
-        super().add_row(*(Text(c) if isinstance(c, str) else c for c in cells), **options)
+        super().add_row(*map(_plain, cells), **options)
+
+
+def _plain(cell: Any) -> Any:
+    return Text(for_terminal(cell)) if isinstance(cell, str) else cell
 
 
 def result_table(result: Result) -> Group:

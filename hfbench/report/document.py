@@ -7,6 +7,8 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from hfbench.harmless import for_csv
+
 NOT_RUN = "not run"
 NOT_GIVEN = "not given"
 NOT_MEASURED = "not measured"
@@ -161,9 +163,12 @@ class Document:
 
 
 def to_csv(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Write CSV as RFC 4180 has it, but with line feeds alone; ``None`` is an empty field."""
+    """Write CSV as RFC 4180 has it, but with line feeds alone; ``None`` is an empty field.
+
+    What a spreadsheet would take for a formula begins with an apostrophe.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
+    writer.writerow(map(for_csv, header))
+    writer.writerows(map(for_csv, row) for row in rows)
     return text.getvalue()

@@ -17,6 +17,8 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, LogLocator, MultipleLocator, NullFormatter
 
+from hfbench.harmless import for_terminal
+
 # Name of the CSS variable -> light, dark. Text and lines: contrast at least 4.5 and 3 on the
 # background (WCAG 2.2, 1.4.3 and 1.4.11). Series differ in lightness too, for readers who do not
 # see colours, and always in marker or hatch.
@@ -148,7 +150,7 @@ def to_svg(figure: Canvas, name: str) -> str:
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         # What follows is taken out again below; without a date the same data give the same file.
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    svg = buffer.getvalue()
+    svg = for_terminal(buffer.getvalue())  # controls are no XML either
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     svg = re.sub(r"<!--.*?-->", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', svg)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 
+from hfbench.harmless import for_markdown
 from hfbench.report.document import (
     Block,
     Bullets,
@@ -23,7 +23,7 @@ def render_markdown(document: Document) -> str:
 
     Figures are expected as ``figures/<name>.svg``, data as ``data/<name>.csv``.
     """
-    lines = [f"# {_escape(document.title)}", ""]
+    lines = [f"# {for_markdown(document.title)}", ""]
     for block in document.lead:
         lines += _render(block)
     for section in document.sections:
@@ -35,7 +35,7 @@ def _section(section: Section, level: int) -> Iterator[str]:
     # Headings hold names that anchors cannot, so each has an anchor of its own.
     yield f'<a id="{section.anchor}"></a>'
     yield ""
-    yield f"{'#' * level} {_escape(section.title)}"
+    yield f"{'#' * level} {for_markdown(section.title)}"
     yield ""
     for block in section.blocks:
         yield from _render(block)
@@ -57,12 +57,12 @@ def _render(block: Block) -> Iterator[str]:
 
 
 def _table(table: Table) -> Iterator[str]:
-    yield f"**{_escape(table.caption)}** [data (CSV)](data/{table.name}.csv)"
+    yield f"**{for_markdown(table.caption)}** [data (CSV)](data/{table.name}.csv)"
     yield ""
-    yield _row([_escape(column.title) for column in table.columns])
+    yield _row([for_markdown(column.title) for column in table.columns])
     yield _row(["---:" if column.numeric else "---" for column in table.columns])
     for row in table.rows:
-        yield _row([_escape(cell.text) for cell in row])
+        yield _row([for_markdown(cell.text) for cell in row])
 
 
 def _row(cells: Sequence[str]) -> str:
@@ -70,22 +70,17 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def _figure(figure: Figure) -> Iterator[str]:
-    yield f"![{_escape(figure.alt)}](figures/{figure.name}.svg)"
+    yield f"![{for_markdown(figure.alt)}](figures/{figure.name}.svg)"
     yield ""
-    yield f"{_escape(figure.caption)} [data (CSV)](data/{figure.name}.csv)"
+    yield f"{for_markdown(figure.caption)} [data (CSV)](data/{figure.name}.csv)"
 
 
 def _inline(text: Text) -> str:
     if isinstance(text, str):
-        return _escape(text)
+        return for_markdown(text)
     return "".join(
-        f"[{_escape(part.text)}](#{part.anchor})" if isinstance(part, Link) else _escape(part)
+        f"[{for_markdown(part.text)}](#{part.anchor})"
+        if isinstance(part, Link)
+        else for_markdown(part)
         for part in text
     )
-
-
-def _escape(text: str) -> str:
-    """Write text so that Markdown shows it as it is; line breaks would end a table's row."""
-    text = re.sub(r"\s+", " ", text).replace("&", "&amp;").replace("<", "&lt;")
-    # An underscore inside a word and a dash inside a line mean nothing to GitHub.
-    return re.sub(r"(?<!\w)_|_(?!\w)|[\\`*\[\]|~$]", lambda found: "\\" + found.group(), text)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import re
 from collections.abc import Iterator, Sequence
-from html import escape
 from pathlib import Path
 
+from hfbench.harmless import for_html
 from hfbench.report.document import (
     Block,
     Bullets,
@@ -23,6 +24,7 @@ from hfbench.report.document import (
 )
 from hfbench.report.drawing import THEME, for_page
 
+_STYLE_SHEET = re.compile(r"<style[^>]*>(.*?)</style>", re.DOTALL)
 _HERE = Path(__file__).parent
 _NAMES = ("baseline",)  # columns of words that may be long names
 _SORTABLE_ROWS = 2  # fewer cannot be sorted
@@ -32,19 +34,21 @@ _LONG_TEXT = 40  # characters above which a cell's text is broken into lines
 
 def render_page(document: Document) -> str:
     """Write the report as one HTML file that loads nothing and opens from disk."""
-    title = escape(document.title)
+    title = for_html(document.title)
+    style, script = f"\n{_theme()}\n{_asset('page.css')}", f"\n{_asset('page.js')}"
     return "\n".join(
         [
             "<!DOCTYPE html>",
             '<html lang="en">',
             "<head>",
             '<meta charset="utf-8">',
+            _policy(document, style, script),
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             '<meta name="color-scheme" content="light dark">',
             f"<title>{title}</title>",
             # Without one, a browser asks the server for /favicon.ico and logs that there is none.
             '<link rel="icon" href="data:,">',
-            f"<style>\n{_theme()}\n{_asset('page.css')}</style>",
+            f"<style>{style}</style>",
             "</head>",
             "<body>",
             '<a class="skip" href="#main">Skip to the report</a>',
@@ -59,12 +63,38 @@ def render_page(document: Document) -> str:
             *(line for section in document.sections for line in _section(section, 2)),
             "</main>",
             "<footer><p>Written by hfbench from the results of finished runs.</p></footer>",
-            f"<script>\n{_asset('page.js')}</script>",
+            f"<script>{script}</script>",
             "</body>",
             "</html>",
             "",
         ]
     )
+
+
+def _policy(document: Document, style: str, script: str) -> str:
+    """Allow the page its own style and script, by their hashes, and nothing else.
+
+    Figures are styled by attributes, and each has a style sheet of its own.
+    """
+    figures = [item.svg for item in document.attachments() if isinstance(item, Figure)]
+    sheets = [style, *(sheet for svg in figures for sheet in _STYLE_SHEET.findall(for_page(svg)))]
+    styles = " ".join(dict.fromkeys(map(_source_hash, sheets)))
+    rules = (
+        "default-src 'none'",
+        f"script-src {_source_hash(script)}",
+        "style-src 'unsafe-inline'",  # for browsers that do not know the two below
+        f"style-src-elem {styles}",
+        "style-src-attr 'unsafe-inline'",
+        "img-src data:",
+        "base-uri 'none'",
+        "form-action 'none'",
+    )
+    return f'<meta http-equiv="Content-Security-Policy" content="{"; ".join(rules)}">'
+
+
+def _source_hash(content: str) -> str:
+    digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+    return f"'sha256-{digest}'"
 
 
 def _asset(name: str) -> str:
@@ -86,14 +116,14 @@ def _theme() -> str:
 def _contents(sections: Sequence[Section]) -> Iterator[str]:
     yield "<ul>"
     for section in sections:
-        yield f'<li><a href="#{escape(section.anchor)}">{escape(section.title)}</a></li>'
+        yield f'<li><a href="#{for_html(section.anchor)}">{for_html(section.title)}</a></li>'
     yield "</ul>"
 
 
 def _section(section: Section, level: int) -> Iterator[str]:
-    anchor = escape(section.anchor)
+    anchor = for_html(section.anchor)
     yield f'<section id="{anchor}" aria-labelledby="{anchor}-title">'
-    yield f'<h{level} id="{anchor}-title">{escape(section.title)}</h{level}>'
+    yield f'<h{level} id="{anchor}-title">{for_html(section.title)}</h{level}>'
     for block in section.blocks:
         yield from _render(block)
     for inner in section.sections:
@@ -116,9 +146,9 @@ def _render(block: Block) -> Iterator[str]:
 
 
 def _table(table: Table) -> Iterator[str]:
-    caption = escape(table.caption)
+    caption = for_html(table.caption)
     sortable = " data-sortable" if len(table.rows) >= _SORTABLE_ROWS else ""
-    name = escape(table.name)
+    name = for_html(table.name)
     yield f'<div class="scroll" role="region" aria-labelledby="table-{name}-caption" tabindex="0">'
     yield f"<table{sortable}>"
     yield f'<caption id="table-{name}-caption"><span>{caption}</span></caption>'
@@ -153,34 +183,34 @@ def _two_lines(text: str, numeric: bool) -> str:
     """Put the interval or the range of a number on a line of its own, or tables get too wide."""
     found = re.fullmatch(r"(\S.*) ([(\[].*[)\]])", text) if numeric else None
     if not found:
-        return escape(text)
-    return f'{escape(found[1])} <span class="range">{escape(found[2])}</span>'
+        return for_html(text)
+    return f'{for_html(found[1])} <span class="range">{for_html(found[2])}</span>'
 
 
 def _breakable(name: str) -> str:
     """Let a name be broken after an underscore, or anywhere if it has none for long."""
     parts = re.findall(rf"[^_]{{0,{_LONG_WORD - 1}}}_|[^_]{{1,{_LONG_WORD}}}", name)
-    return "<wbr>".join(map(escape, parts))
+    return "<wbr>".join(map(for_html, parts))
 
 
 def _figure(figure: Figure) -> Iterator[str]:
-    name = escape(figure.name)
+    name = for_html(figure.name)
     # A quotation mark would end the attribute; the text itself may hold any.
     svg = for_page(figure.svg).replace(
-        "<svg ", f'<svg role="img" aria-label="{escape(figure.alt)}" ', 1
+        "<svg ", f'<svg role="img" aria-label="{for_html(figure.alt)}" ', 1
     )
     yield "<figure>"
     yield f'<div class="scroll" role="region" aria-labelledby="figure-{name}-caption" tabindex="0">'
     yield svg
     yield "</div>"
-    caption = f"{escape(figure.caption)} {_download(figure)}"
+    caption = f"{for_html(figure.caption)} {_download(figure)}"
     yield f'<figcaption id="figure-{name}-caption">{caption}</figcaption>'
     yield "</figure>"
 
 
 def _download(item: Table | Figure) -> str:
     content = base64.b64encode(item.csv().encode()).decode()
-    name = escape(item.name)
+    name = for_html(item.name)
     return (
         f'<a download="{name}.csv" href="data:text/csv;charset=utf-8;base64,{content}" '
         f'aria-label="Data of {name} as CSV">data (CSV)</a>'
@@ -189,10 +219,10 @@ def _download(item: Table | Figure) -> str:
 
 def _inline(text: Text) -> str:
     if isinstance(text, str):
-        return escape(text)
+        return for_html(text)
     return "".join(
-        f'<a href="#{escape(part.anchor)}">{escape(part.text)}</a>'
+        f'<a href="#{for_html(part.anchor)}">{for_html(part.text)}</a>'
         if isinstance(part, Link)
-        else escape(part)
+        else for_html(part)
         for part in text
     )
