@@ -94,9 +94,9 @@ def _check_strategy() -> None:
         raise DeviceError(
             f"The launcher or the shell asks accelerate for {said}, which hfbench does not "
             "support: the result would not say what was measured. Start it without, as in: "
-            "accelerate launch --multi_gpu --num_processes 2 --mixed_precision no --dynamo_backend no -m "
-            f"hfbench recipe … (another accelerate configuration: --config_file; in the shell: "
-            f"unset {' '.join(found)})"
+            "accelerate launch --multi_gpu --num_processes 2 --mixed_precision no --dynamo_backend "
+            "no -m hfbench recipe … (another accelerate configuration: --config_file; in the "
+            f"shell: unset {' '.join(found)})"
         )
 
 
