@@ -21,6 +21,7 @@ from hfbench.cli_studies import studies
 from hfbench.cli_tune import tuning
 from hfbench.errors import HfbenchError, Interrupted
 from hfbench.harmless import message
+from hfbench.launched import check_launch, is_first
 from hfbench.tether import END_WITH_PARENT, end_with_parent
 
 app = typer.Typer(
@@ -36,6 +37,7 @@ app = typer.Typer(
     epilog="Several GPUs: accelerate launch --multi_gpu --num_processes 2 -m hfbench recipe RECIPE",
 )
 _PATIENCE_SECONDS = 10
+_OF_ALL_PROCESSES = ("recipe", "suite", "tune", "ablate", "doctor")  # the last four refuse several
 
 
 def main() -> None:
@@ -49,7 +51,7 @@ def main() -> None:
     try:
         app()
     except HfbenchError as error:
-        if not _is_main_process():
+        if not is_first():
             # The launcher ends all when one ends: let process 0 speak first. If it does not fail,
             # this is the only one that knows.
             time.sleep(_PATIENCE_SECONDS)
@@ -57,7 +59,7 @@ def main() -> None:
         say(f"{prefix}{error}", file=sys.stderr)
         _leave(error.exit_code)
     except KeyboardInterrupt:
-        if _is_main_process():
+        if is_first():
             say("Stopped.", file=sys.stderr)
         _leave(Interrupted.exit_code)
 
@@ -81,6 +83,7 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _common(
+    context: typer.Context,
     version: Annotated[
         bool,
         typer.Option(
@@ -88,7 +91,8 @@ def _common(
         ),
     ] = False,
 ) -> None:
-    pass
+    if context.invoked_subcommand not in _OF_ALL_PROCESSES and not is_first():
+        raise typer.Exit  # the first one lists, compares or writes for all
 
 
 @app.command("recipe")
@@ -115,6 +119,7 @@ def recipe_command(
     A finished run is not run again; with push_to_hub it is then only pushed. Ctrl-C saves a
     checkpoint, --resume goes on.
     """
+    check_launch()
     with uncollected():
         from hfbench.recipe import load_recipe
 
@@ -124,7 +129,7 @@ def recipe_command(
     # Trainer prints its log to stdout; with --json that belongs to the result alone.
     with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
         result = run_recipe(loaded, output_dir, resume=resume, rerun=rerun)
-    if not _is_main_process():
+    if not is_first():
         return
     if as_json:
         print_json(result.model_dump(mode="json", by_alias=True))
@@ -196,8 +201,6 @@ def validate_command(
 @app.command("env")
 def env_command(as_json: AsJson = False) -> None:
     """Show what this machine is, which versions are installed, and what the machine cannot do."""
-    if not _is_main_process():
-        return
     from hfbench.environment import (
         describe_environment,
         missing_capabilities,
@@ -245,10 +248,6 @@ def schema_command() -> None:
     print_json(recipe_json_schema())
 
 
-def _is_main_process() -> bool:
-    return os.environ.get("RANK", "0") == "0"
-
-
 class _HarmlessFormatter(logging.Formatter):
     """Writes log lines without credentials, and without what a terminal would obey."""
 
@@ -261,5 +260,5 @@ def _log_to_stderr() -> None:
     handler.setFormatter(_HarmlessFormatter("hfbench: %(message)s"))
     logger = logging.getLogger("hfbench")
     logger.addHandler(handler)
-    logger.setLevel(logging.INFO if _is_main_process() else logging.ERROR)
+    logger.setLevel(logging.INFO if is_first() else logging.ERROR)
     logger.propagate = False

@@ -14,6 +14,7 @@ import typer
 
 from hfbench.harmless import for_json, message
 
+
 def expanded(path: Path | None) -> Path | None:
     """Return the value of a path option, ``~`` expanded: the shell does it only in front.
 

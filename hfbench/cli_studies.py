@@ -12,6 +12,7 @@ import typer
 
 from hfbench.cli_options import AsJson, OutputDir, Overrides, print_json, say, show
 from hfbench.errors import RecipeError, ResultError
+from hfbench.launched import check_alone
 
 if TYPE_CHECKING:
     from hfbench.comparison import Comparison
@@ -70,6 +71,7 @@ def suite_command(
     from hfbench.launching import build_command
     from hfbench.schedule import plan_runs, repeat_recipes
 
+    check_alone("suite")
     build_command(launcher)  # says at once what is wrong with it
     if measure and not dry_run:
         raise RecipeError("--measure: is for the plan; add --dry-run.")
@@ -193,6 +195,7 @@ def doctor_command(
     """
     from hfbench.recipe import load_recipe
 
+    check_alone("doctor")
     changes = overrides or []
     if "=" in recipe and not Path(recipe).exists():  # an override without a recipe before it
         recipe, changes = "quickstart_untuned", [recipe, *changes]
@@ -270,6 +273,7 @@ def ablate_command(
     )
     from hfbench.recipe import load_recipe
 
+    check_alone("ablate")
     check_options(full, steps, rounds, repeats)
     loaded = load_recipe(recipe, overrides or [])
     check_recipe(loaded)

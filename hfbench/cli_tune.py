@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hfbench.cli_options import AsJson, Overrides, expanded, print_json, say, show
+from hfbench.launched import check_alone
 
 if TYPE_CHECKING:
     from hfbench.tune_result import Trial, Tuning
@@ -76,6 +77,7 @@ def tune_command(
     """
     from hfbench.recipe import load_recipe, local_path
 
+    check_alone("tune")
     loaded = load_recipe(recipe, overrides or [])
     target = output or Path(f"{loaded.name}_best.json")
     from hfbench.tune_result import check_output

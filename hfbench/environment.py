@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
+from hfbench.launched import SIZES, is_first
 from hfbench.trial import missing_optimizer
 
 if TYPE_CHECKING:
@@ -38,6 +39,15 @@ PACKAGES = (
 # How a command line may name accelerate's command and its launcher.
 _ACCELERATE = ("accelerate", "accelerate.exe", "accelerate.commands.accelerate_cli")
 _ACCELERATE_LAUNCH = ("accelerate-launch", "accelerate.commands.launch")
+
+
+# What transformers passes on to torch.compile beside the recipe's backend, and how it is alone.
+_COMPILING = {
+    "ACCELERATE_DYNAMO_MODE": "default",
+    "ACCELERATE_DYNAMO_USE_FULLGRAPH": "False",
+    "ACCELERATE_DYNAMO_USE_DYNAMIC": "False",
+    "ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION": "False",
+}
 
 
 class Environment(BaseModel):
@@ -177,6 +187,7 @@ def check_machine(recipe: Recipe) -> list[str]:
         )
     if problem := missing_optimizer(args):
         problems.append(problem)
+    problems += _overruled(args, accelerator)
     return problems + _missing_trackers(args.get("report_to"))
 
 
@@ -194,20 +205,53 @@ def _missing_trackers(report_to: object) -> list[str]:
     ]
 
 
+def _overruled(args: dict[str, Any], accelerator: str | None) -> list[str]:
+    """Say which variables of the environment would decide over a setting of the recipe."""
+    problems = []
+    if args.get("torch_compile"):
+        for name, alone in _COMPILING.items():
+            said = os.environ.get(name, alone)
+            if said.lower() not in (alone.lower(), args.get("torch_compile_mode")):
+                problems.append(
+                    f"training_args.torch_compile: {name}={said} comes from the launcher or the "
+                    f"shell and would change what is compiled; unset {name}, or launch with "
+                    f"the default, {alone}."
+                )
+        problems += [
+            f"training_args.torch_compile: {name}={os.environ[name]} switches compiling off; unset "
+            f"{name}, or run without it: training_args.torch_compile=false"
+            for name in ("TORCH_COMPILE_DISABLE", "TORCHDYNAMO_DISABLE")
+            if os.environ.get(name, "0") not in ("", "0")
+        ]
+    if accelerator == "cuda":
+        problems += [
+            f"training_args.tf32: {name}={os.environ[name]} decides on TF32 whatever the recipe "
+            f"says; unset {name}."
+            for name in ("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE")
+            if os.environ.get(name)
+        ]
+    use_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+    if use_cpu and accelerator is not None:
+        problems.append(
+            f"training_args.use_cpu: the launcher asks for the CPU (ACCELERATE_USE_CPU) and the "
+            f"recipe for {accelerator}; launch without --cpu, or add training_args.use_cpu=true"
+        )
+    return problems
+
+
 def requested_processes() -> int:
     """Return how many processes the launcher was asked for, 1 without a launcher.
 
     ``accelerate launch --cpu --num_processes 2`` starts one process and tells it nothing, so its
     own command line is read too.
     """
-    names = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
-    said = [int(os.environ[name]) for name in names if os.environ.get(name, "").isdigit()]
+    said = [int(os.environ[name]) for name in SIZES if os.environ.get(name, "").isdigit()]
     return max([1, *said, _accelerate_launch_processes()])
 
 
 def is_main_process() -> bool:
     """Tell whether this is the process that speaks and writes for all (rank 0)."""
-    return os.environ.get("RANK", "0") == "0"
+    return is_first()
 
 
 def _accelerate_launch_processes() -> int:

@@ -37,6 +37,7 @@ from hfbench.folders import (
     save_predictions,
 )
 from hfbench.inputs import Inputs, assemble, has_labels, load_inputs
+from hfbench.launched import check_launch
 from hfbench.models import save_model
 from hfbench.precision import log_slow_precision
 from hfbench.rechecking import output_folder, recheck
@@ -140,6 +141,7 @@ def say_start(recipe: Recipe) -> str:
 
 def check_run(recipe: Recipe, root: Path) -> tuple[TrainingArguments, hub.PushTarget | None]:
     """Find what cannot work here before anything is loaded."""
+    check_launch()
     problems = check_machine(recipe) + find_unwritable(root)
     if problems:
         raise DeviceError.from_problems(recipe.name, problems)

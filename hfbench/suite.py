@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 
 from hfbench.errors import Interrupted, ResultError
 from hfbench.folders import Matches, is_held, match_runs, tidy_up
+from hfbench.launched import check_alone
 from hfbench.launching import RunProcess, StopRequests, last_lines, say_ending
 from hfbench.progress import LogReader, Progress, SuiteRun, TimeLeft
 from hfbench.rechecking import output_folder, recheck_all
@@ -95,6 +96,7 @@ def run_suite(
             suite runs in this folder.
         Interrupted: After Ctrl-C; the same call goes on.
     """
+    check_alone("suite")
     root = output_folder(output_dir)
     repeated = repeat_recipes(unique(recheck_all(recipes)), repeats, seeds)
     return run_plan(plan_runs(repeated, root, launcher), observe)

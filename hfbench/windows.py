@@ -37,6 +37,7 @@ from hfbench.data import ImageBatches
 from hfbench.environment import check_machine, requested_processes
 from hfbench.errors import DeviceError
 from hfbench.inputs import assemble, load_inputs
+from hfbench.launched import check_launch
 from hfbench.precision import log_slow_precision
 from hfbench.recipe import Recipe
 from hfbench.result import Switch
@@ -297,6 +298,7 @@ class _OneEpoch(ImageBatches):
 
 
 def _check(recipe: Recipe) -> TrainingArguments:
+    check_launch()
     problems = check_machine(recipe)
     if problems:
         raise DeviceError.from_problems(recipe.name, problems)

@@ -22,7 +22,6 @@ from hfbench.environment import (
     check_machine,
     describe_environment,
     environment_differences,
-    is_main_process,
     missing_capabilities,
     requested_processes,
 )
@@ -267,16 +266,6 @@ def test_parent_that_cannot_be_seen_is_no_launcher(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(psutil, "Process", Gone)
     assert requested_processes() == 1
-
-
-@pytest.mark.parametrize(("rank", "main"), [(None, True), ("0", True), ("1", False)])
-def test_first_rank_speaks_for_all(
-    monkeypatch: pytest.MonkeyPatch, rank: str | None, main: bool
-) -> None:
-    if rank is not None:
-        monkeypatch.setenv("RANK", rank)
-
-    assert is_main_process() is main
 
 
 # --- what is written down ---

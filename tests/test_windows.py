@@ -115,6 +115,7 @@ def test_precision_that_the_machine_does_not_have_is_refused_before_training(ben
 
 def test_windows_are_refused_in_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("HFBENCH_LAUNCHED", "1")
     with pytest.raises(DeviceError, match="measured in one process"):
         Bench(tiny_recipe())
 
