@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -22,23 +22,59 @@ logger = logging.getLogger(__name__)
 class LogFile(TrainerCallback):
     """Append Trainer's log entries to ``log.jsonl``, with step, epoch and seconds of training."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.start = time.perf_counter()
+    def __init__(self, path: Path, before: float = 0.0) -> None:
+        """Begin a log, or go on with one.
+
+        Args:
+            path: Of the file.
+            before: Seconds of training in earlier sessions.
+        """
+        self.path, self.before = path, before
+        self.start = time.perf_counter() - before
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Drop what was logged after the checkpoint that a resumed run goes on from."""
-        self.start = time.perf_counter()
-        if state.is_world_process_zero and self.path.exists():
-            lines = self.path.read_text("utf-8").splitlines(keepends=True)
-            kept = [
-                line
-                for line in lines
-                if line.endswith("\n") and json.loads(line)["step"] <= state.global_step
-            ]
-            self.path.write_text("".join(kept), "utf-8")
+        """Keep what the checkpoint that a resumed run goes on from has seen, and nothing else.
+
+        Lines that are damaged or missing are written anew from the checkpoint, which knows all but
+        their seconds.
+        """
+        self.start = time.perf_counter() - self.before
+        if not state.is_world_process_zero or not (self.path.exists() or state.log_history):
+            return
+        there = self._read()
+        lines, damaged = [], 0
+        for number, known in enumerate(state.log_history):
+            entry = _clean(known)
+            old = there[number] if number < len(there) else None
+            if old is None or any(old.get(key) != value for key, value in entry.items()):
+                damaged += 1
+                old = {"step": entry["step"], "epoch": entry.get("epoch"), "seconds": None} | entry
+            lines.append(json.dumps(old, allow_nan=False) + "\n")
+        if damaged:
+            logger.warning(
+                f"{self.path}: {damaged} of {len(lines)} lines were missing or damaged, and are "
+                "written anew from the checkpoint, without their seconds."
+            )
+        partial = self.path.with_name(f".{self.path.name}.partial")
+        partial.write_text("".join(lines), "utf-8")
+        partial.replace(self.path)
+
+    def _read(self) -> list[dict[str, Any] | None]:
+        """Return what each line of the file holds; ``None`` where it cannot be read."""
+        try:
+            lines = self.path.read_bytes().splitlines()
+        except OSError:
+            return []
+        found: list[dict[str, Any] | None] = []
+        for line in lines:
+            try:
+                entry = json.loads(line)
+            except (ValueError, RecursionError):
+                entry = None
+            found.append(entry if isinstance(entry, dict) else None)
+        return found
 
     def on_log(
         self,
@@ -55,19 +91,35 @@ class LogFile(TrainerCallback):
                 "epoch": state.epoch,
                 "seconds": time.perf_counter() - self.start,
             }
-            entry |= {
-                key: value if value == value and abs(value) != float("inf") else None
-                for key, value in logs.items()
-            }
+            entry |= _clean(logs)
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(entry, allow_nan=False) + "\n")
 
 
-class StopOnSignal(TrainerCallback):
-    """On Ctrl-C or SIGTERM, end the current step, write a checkpoint and stop.
+def _clean(logs: dict[str, Any]) -> dict[str, Any]:
+    """Return log values with null for numbers that JSON does not have."""
+    return {
+        key: value if value == value and abs(value) != float("inf") else None
+        for key, value in logs.items()
+    }
 
-    On a second one, stop at once. Only for a single process: several would have to agree on the
-    step, and their launcher kills them anyway. They go on from the last checkpoint.
+
+def _signals() -> list[signal.Signals]:
+    """Return what ends a run; a hang-up that is ignored, as under nohup, stays ignored."""
+    hangup = getattr(signal, "SIGHUP", None)  # Windows has none
+    heard = hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN
+    return [signal.SIGINT, signal.SIGTERM, *([hangup] if heard else [])]
+
+
+class StopOnSignal(TrainerCallback):
+    """On Ctrl-C, SIGTERM or SIGHUP while training, let the current step end, save and stop.
+
+    On a second one, and outside of training, stop at once. Only for a single process: several would
+    have to agree on the step, and their launcher kills them anyway. They go on from the last
+    checkpoint.
+
+    Attributes:
+        stopped: Whether a signal came while training; `ResumableTrainer` saves.
     """
 
     def __init__(self) -> None:
@@ -76,26 +128,37 @@ class StopOnSignal(TrainerCallback):
 
     @contextmanager
     def listen(self, single_process: bool) -> Iterator[None]:
-        """Catch the signals while inside."""
+        """Let a first signal end the step, and a second one everything, while inside."""
+        with self._catch(single_process, self._end_step):
+            yield
+
+    @contextmanager
+    def listen_outside(self, single_process: bool) -> Iterator[None]:
+        """Let SIGTERM and SIGHUP do what Ctrl-C does, while inside and not in `listen`."""
+        with self._catch(single_process, self._interrupt):
+            yield
+
+    @contextmanager
+    def _catch(self, single_process: bool, handle: Callable[[], None]) -> Iterator[None]:
         if not single_process or threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {
-            number: signal.signal(number, self._handle)
-            for number in (signal.SIGINT, signal.SIGTERM)
-        }
+
+        def on_signal(number: int, frame: FrameType | None) -> None:
+            if os.getpid() == self.process:
+                handle()
+            elif number != signal.SIGINT:  # a data loader's worker, which inherited this handler
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
+
+        before = {number: signal.signal(number, on_signal) for number in _signals()}
         try:
             yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self.process:  # a data loader's worker, which inherited this handler
-            if number == signal.SIGTERM:
-                signal.signal(number, signal.SIG_DFL)
-                os.kill(os.getpid(), number)
-            return
+    def _end_step(self) -> None:
         if self.stopped:
             raise KeyboardInterrupt
         self.stopped = True
@@ -103,17 +166,12 @@ class StopOnSignal(TrainerCallback):
             "Stopping after this step and saving a checkpoint; press Ctrl-C again to stop at once."
         )
 
+    def _interrupt(self) -> None:
+        raise KeyboardInterrupt
+
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Ask the Trainer to save and stop."""
+        """Ask the Trainer to stop."""
         if self.stopped and state.global_step < state.max_steps:
-            control.should_save = control.should_training_stop = True
-            control.should_evaluate = False
-
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        """Do not evaluate and save again: the Trainer takes a stop for the end of an epoch."""
-        if self.stopped and state.global_step < state.max_steps:
-            control.should_save = control.should_evaluate = False
+            control.should_training_stop = True

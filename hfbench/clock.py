@@ -43,6 +43,7 @@ class TrainingTimes:
     final_save_seconds: float = 0.0
     analysis_seconds: float = 0.0
     paused_seconds: float = 0.0
+    keeping_seconds: float = 0.0
     measured_samples: int = 0
     measured_seconds: float = 0.0
     loss_sum: float | None = 0.0  # of all optimizer steps; None if it is not finite
@@ -72,18 +73,21 @@ class Clock(TrainerCallback):
     """Measure one training call; `BenchTrainer` tells it what it does, `Trainer` when steps end.
 
     The device is waited for only at the borders of what is measured: once after warm-up, before and
-    after each evaluation and checkpoint, and at the end. Pauses that `pauses` notices are taken out
-    of every part and counted apart.
+    after each evaluation and checkpoint, and at the end. Pauses that `pauses` notices, and what
+    hfbench does only to be able to resume, are taken out of every part and counted apart.
     """
 
     def __init__(self) -> None:
         self.times = TrainingTimes()
         self.pauses = PauseWatch()
-        self.timeline = Timeline(self.pauses.read)
+        self.timeline = Timeline(self._outside)
         self.warmup_steps = 0
         self._open: list[tuple[str, _Moment]] = []  # what is measured now, and since when
         self._started: _Moment | None = None
+        self._aside = 0.0  # seconds of this session that are set aside
+        self._aside_from: tuple[float, float] | None = None  # time and pauses, while it goes on
         self._paused_before = 0.0  # paused_seconds of earlier sessions
+        self._kept_before = 0.0  # keeping_seconds of earlier sessions
         self._has_budget = True  # of earlier sessions too
         self._before = 0.0  # execution_seconds of earlier sessions
         self._samples = 0  # of this process, in this session
@@ -103,6 +107,7 @@ class Clock(TrainerCallback):
         self.timeline.seconds |= self.times.budget or {}
         self._before = self.times.execution_seconds
         self._paused_before = self.times.paused_seconds
+        self._kept_before = self.times.keeping_seconds
         self._steady_before = (self.times.measured_samples, self.times.measured_seconds)
 
     def state(self) -> dict[str, Any]:
@@ -143,6 +148,37 @@ class Clock(TrainerCallback):
         finally:
             self._charge()
             self._open.pop()
+
+    @contextmanager
+    def set_aside(self, device: torch.device) -> Iterator[None]:
+        """Take the time spent inside out of every part and count it as ``keeping_seconds``.
+
+        Args:
+            device: Waited for before and after.
+        """
+        if self._aside_from is not None:  # in the midst of it
+            yield
+            return
+        self._reach(device)
+        self._aside_from = (time.perf_counter(), self.pauses.read())
+        try:
+            yield
+            synchronize(device)
+        finally:
+            self._aside, self._aside_from = self._set_aside_so_far(), None
+
+    def take_back(self, name: str, seconds: float) -> None:
+        """Set aside what was counted for an attempt that has to be made again.
+
+        Args:
+            name: A phase of the timeline and, without its unit, a field of `TrainingTimes`.
+            seconds: That were spent on it, up to now.
+        """
+        field = f"{name}_seconds"
+        setattr(self.times, field, getattr(self.times, field) - seconds)
+        self.timeline.take_back(name, seconds)
+        self._aside += seconds
+        self.timeline.forget_pauses()
 
     def count_samples(self, samples: int) -> None:
         """Tell how many images this process is about to train on."""
@@ -213,6 +249,7 @@ class Clock(TrainerCallback):
             times.final_save_seconds,
             times.analysis_seconds,
             times.paused_seconds,
+            times.keeping_seconds,
         )
         return Times(
             setup_seconds=times.setup_seconds,
@@ -226,6 +263,7 @@ class Clock(TrainerCallback):
             final_save_seconds=times.final_save_seconds,
             analysis_seconds=times.analysis_seconds,
             paused_seconds=times.paused_seconds,
+            keeping_seconds=times.keeping_seconds,
             total_seconds=sum(parts),
         )
 
@@ -249,7 +287,17 @@ class Clock(TrainerCallback):
         )
 
     def _now(self) -> _Moment:
-        return _Moment(time.perf_counter(), self.pauses.read())
+        return _Moment(time.perf_counter(), self._outside())
+
+    def _outside(self) -> float:
+        """Return the seconds of this session that are in no part of it."""
+        return self.pauses.read() + self._set_aside_so_far()
+
+    def _set_aside_so_far(self) -> float:
+        if self._aside_from is None:
+            return self._aside
+        since, paused = self._aside_from
+        return self._aside + (time.perf_counter() - since) - (self.pauses.read() - paused)
 
     def _reach(self, device: torch.device) -> None:
         """Wait for the device, and count the steps that it has only now done."""
@@ -281,6 +329,7 @@ class Clock(TrainerCallback):
     def _update(self) -> None:
         self._charge()
         self.times.paused_seconds = self._paused_before + self.pauses.read()
+        self.times.keeping_seconds = self._kept_before + self._set_aside_so_far()
         if self._started is not None:
             self.times.execution_seconds = self._before + (self._now() - self._started)
             self.times.budget = self.timeline.read() if self._has_budget else None

@@ -9,8 +9,9 @@ import contextlib
 import json
 import logging
 import shutil
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,9 +21,9 @@ from filelock import FileLock, Timeout
 
 from hfbench.environment import Environment, environment_differences, is_main_process
 from hfbench.errors import ResultError
+from hfbench.manifest import has_checkpoint
 from hfbench.recipe import Recipe
 from hfbench.result import (
-    CLOCK_FILE,
     RECIPE_FILE,
     Result,
     Run,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 _ENVIRONMENT_FILE = "environment.json"  # beside the checkpoints, and gone with them
 _LOCK_FILE = ".lock"
+_YOUNG_SECONDS = 60.0
 
 logger = logging.getLogger(__name__)
 
@@ -170,6 +172,7 @@ def find_earlier_run(
             logger.info(f"{run.folder} was made elsewhere and is passed over: {run}.")
         if same.finished and not rerun:
             folder = root / recipe.name / same.finished[-1].run_id
+            tidy_up(folder)
             logger.info(
                 f"Already finished: {folder}; whether files of the same names have "
                 f"changed since is not checked. Run it again with --rerun."
@@ -177,21 +180,29 @@ def find_earlier_run(
             choice = [Run(folder, recipe, True)]
         elif same.unfinished and resume:
             folder = same.unfinished[-1]
-            bare = "" if newest_checkpoint(folder) else " from the start: it has no checkpoint yet"
+            bare = "" if has_checkpoint(folder) else " from the start: it has no checkpoint yet"
             logger.info(f"Going on with {folder}{bare}.")
             choice = [Run(folder, recipe, False)]
-        elif same.unfinished:
-            logger.info(f"Starting anew; --resume would go on with {same.unfinished[-1]}.")
+        elif kept := [folder for folder in same.unfinished if has_checkpoint(folder)]:
+            logger.info(f"Starting anew; --resume would go on with {kept[-1]}.")
         elif resume:
             others = sum(not run.finished for run in named)
             hint = f" ({others} of that name have other settings)" if others else ""
             logger.info(f"There is no unfinished run of this recipe{hint}; starting anew.")
+        if choice[0] is None:
+            remove_empty(root / recipe.name)
     broadcast_object_list(choice)
     return choice[0]
 
 
-def make_folder(recipe: Recipe, root: Path) -> Path:
-    """Make ``root/<name>/<UTC time>-<hash>`` with ``recipe.json``; sorted by name is by time."""
+def make_folder(recipe: Recipe, root: Path, held: ExitStack | None = None) -> Path:
+    """Make ``root/<name>/<UTC time>-<hash>`` with ``recipe.json``; sorted by name is by time.
+
+    Args:
+        recipe: That is run.
+        root: Of all runs.
+        held: Holds the folder, from before others can find it, until it is closed.
+    """
     from accelerate.utils import broadcast_object_list
 
     moment = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")[:-3]
@@ -201,6 +212,8 @@ def make_folder(recipe: Recipe, root: Path) -> Path:
             choice[0].mkdir(parents=True)
         except OSError as error:
             raise ResultError(f"--output-dir: {choice[0]} cannot be made: {error}") from None
+        if held is not None:
+            held.enter_context(hold(choice[0]))
         write_json(recipe.as_json(), choice[0] / RECIPE_FILE)
     broadcast_object_list(choice)
     return choice[0]
@@ -250,31 +263,39 @@ def is_held(folder: Path) -> bool:
 
 def tidy_up(folder: Path) -> None:
     """Remove what a finished run leaves that was killed before it could do so itself."""
-    checkpoints = folder / "checkpoints"
-    if checkpoints.exists() or (folder / _LOCK_FILE).exists():
+    leftovers = [
+        path
+        for path in (folder / "checkpoints", folder / _LOCK_FILE, *folder.glob(".*.partial"))
+        if path.exists()
+    ]
+    leftovers += folder.glob("model/.*")
+    if leftovers:
         with contextlib.suppress(ResultError), hold(folder):
-            shutil.rmtree(checkpoints, ignore_errors=True)
+            for path in leftovers:
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                elif path.name != _LOCK_FILE:  # that one goes by itself
+                    path.unlink(missing_ok=True)
 
 
-def newest_checkpoint(folder: Path) -> Path | None:
-    """Return the newest whole checkpoint of a run.
-
-    A kill while saving leaves one without a readable ``trainer_state.json``, which is written last.
-    """
-    numbered = {
-        int(path.name.removeprefix("checkpoint-")): path
-        for path in (folder / "checkpoints").glob("checkpoint-*")
-        if path.name.removeprefix("checkpoint-").isdigit()
-    }
-    for _, path in sorted(numbered.items(), reverse=True):
-        try:
-            json.loads((path / "trainer_state.json").read_text())
-            json.loads((path / CLOCK_FILE).read_text())
-        except (OSError, ValueError):
-            logger.warning(f"{path} is not whole and is left out.")
+def remove_empty(recipe_folder: Path) -> None:
+    """Remove the folders of runs that were killed before anything was trained."""
+    for folder in recipe_folder.glob("*-*/"):
+        # Before a run writes its recipe it does not hold its folder yet.
+        young = time.time() - folder.stat().st_mtime < _YOUNG_SECONDS
+        if young and not (folder / RECIPE_FILE).exists():
             continue
-        return path
-    return None
+        found = {path.name for path in folder.rglob("*")}
+        if found <= {
+            RECIPE_FILE,
+            f".{RECIPE_FILE}.partial",
+            _LOCK_FILE,
+            "checkpoints",
+            _ENVIRONMENT_FILE,
+        }:
+            with contextlib.suppress(ResultError), hold(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+                logger.info(f"Removed {folder}: it was left before anything was trained.")
 
 
 def save_predictions(path: Path, test: ImageSplit, scores: Scores) -> None:

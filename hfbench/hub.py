@@ -97,7 +97,9 @@ def push(result: Result, folder: Path, target: PushTarget) -> HubInfo:
 
     api = HfApi()
     files: dict[str, Path | bytes] = {
-        path.name: path for path in sorted((folder / "model").iterdir())
+        path.name: path
+        for path in sorted((folder / "model").iterdir())
+        if path.suffix in (".json", ".safetensors") and not path.name.startswith(".")
     }
     for name in (CURVES_FILE, CONFUSION_FILE):
         if (folder / name).is_file():

@@ -6,6 +6,8 @@ import copy
 import logging
 import pickle
 import re
+import shutil
+import stat
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -255,10 +257,21 @@ def check_single_image(model: PreTrainedModel, size: int, images: int, batch: in
 
 
 def save_model(model: PreTrainedModel, image_processor: Any, folder: Path) -> None:
-    """Write weights, configuration and image processor, as `pipeline` loads them."""
+    """Write weights, configuration and image processor, as `pipeline` loads them.
+
+    Args:
+        model: A classifier.
+        image_processor: Its own.
+        folder: Made anew; what an attempt that was killed left in it is removed.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
     _save_processor(model, image_processor, folder)
     with quiet_progress():
         model.save_pretrained(folder)
+    # safetensors makes its files for their owner alone.
+    mode = stat.S_IMODE((folder / "config.json").stat().st_mode)
+    for path in folder.glob("*.safetensors"):
+        path.chmod(mode)
 
 
 def _save_processor(model: PreTrainedModel, image_processor: Any, folder: Path) -> None:

@@ -91,7 +91,9 @@ class Times(_Part):
         final_save_seconds: After training: model and predictions.
         analysis_seconds: After training: FLOPs, the peak of the device, the environment.
         paused_seconds: For which the process was stopped, or held by a debugger; in no other part.
-        total_seconds: Set-up, execution, what follows it, and pauses.
+        keeping_seconds: For what hfbench does to be able to resume: checkpoints after the last step
+            and on a stop, checksums; in no other part.
+        total_seconds: Set-up, execution, what follows it, pauses and keeping.
     """
 
     setup_seconds: float
@@ -105,6 +107,7 @@ class Times(_Part):
     final_save_seconds: float
     analysis_seconds: float = 0.0
     paused_seconds: float = 0.0
+    keeping_seconds: float = 0.0
     total_seconds: float
 
 

@@ -7,13 +7,14 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import broadcast_object_list
 from transformers import TrainingArguments
 from transformers.integrations import TensorBoardCallback
 
@@ -32,12 +33,12 @@ from hfbench.folders import (
     find_earlier_run,
     hold,
     make_folder,
-    newest_checkpoint,
     note_environment,
     save_predictions,
 )
 from hfbench.inputs import Inputs, assemble, has_labels, load_inputs
 from hfbench.launched import check_launch
+from hfbench.manifest import has_checkpoint, newest_checkpoint
 from hfbench.models import save_model
 from hfbench.precision import log_slow_precision
 from hfbench.rechecking import output_folder, recheck
@@ -81,12 +82,54 @@ def run_recipe(
         Interrupted: After Ctrl-C; `resume` goes on.
     """
     recipe, root = recheck(recipe), output_folder(output_dir)
+    stop, place = StopOnSignal(), _Place()
     with ExitStack() as held:
-        return _run(recipe, root, resume, rerun, held)
+        held.enter_context(stop.listen_outside(requested_processes() == 1))
+        try:
+            return _run(recipe, root, resume, rerun, held, stop, place)
+        except KeyboardInterrupt:
+            raise Interrupted(place.say_stop()) from None
 
 
-def _run(recipe: Recipe, root: Path, resume: bool, rerun: bool, held: ExitStack) -> Result:
-    clock, stop = Clock(), StopOnSignal()
+@dataclass
+class _Place:
+    """Where a run is and how far, for what is said if it is stopped."""
+
+    folder: Path | None = None
+    new: bool = False
+    trained: bool = False
+    finished: bool = False
+
+    def say_stop(self) -> str:
+        """Say what is kept of a stopped run, and how to go on; nothing is left of nothing."""
+        if self.finished:
+            return f"Stopped; the run is finished, and everything is in {self.folder}."
+        if self.folder is None:
+            return "Stopped before anything was trained; nothing is left behind."
+        again = "Go on with the same command and --resume."
+        if has_checkpoint(self.folder):
+            done = "what was trained" if self.trained else "what was done"
+            return f"Stopped; {done} is in {self.folder}. {again}"
+        if self.new and not (self.folder / "log.jsonl").exists():
+            if is_main_process():
+                shutil.rmtree(self.folder, ignore_errors=True)
+            return "Stopped before anything was trained; nothing is left behind."
+        return (
+            f"Stopped before the first checkpoint: {self.folder} holds nothing to go on from. The "
+            "same command starts anew."
+        )
+
+
+def _run(
+    recipe: Recipe,
+    root: Path,
+    resume: bool,
+    rerun: bool,
+    held: ExitStack,
+    stop: StopOnSignal,
+    place: _Place,
+) -> Result:
+    clock = Clock()
     held.enter_context(clock.pauses.watch())
     with clock.measure("setup"):
         logger.info(say_start(recipe))
@@ -100,21 +143,26 @@ def _run(recipe: Recipe, root: Path, resume: bool, rerun: bool, held: ExitStack)
             held.enter_context(hold(earlier.folder))
         inputs = load_inputs(recipe, args)
         trainer = assemble(recipe, args, inputs, clock, [stop])
-        folder = earlier.folder if earlier else make_folder(recipe, root)
-        if not earlier and is_main_process():
-            held.enter_context(hold(folder))
+        folder = earlier.folder if earlier else make_folder(recipe, root, held)
+        place.folder, place.new = folder, earlier is None
         if is_main_process():
             note_environment(folder, *where)
         checkpoint = _prepare_folder(folder, trainer, clock)
 
-    with _resumable(folder, stop, trainer):
-        train_loss = _train(trainer, clock, stop, checkpoint)
-    with _resumable(folder, stop, trainer), clock.measure("final_evaluation"):
+    train_loss = _train(trainer, clock, stop, checkpoint)
+    if trainer.stopped:
+        raise KeyboardInterrupt
+    place.trained = True
+    with clock.measure("final_save"):
+        if args.should_save:  # first, since nothing can be lost any more once it is there
+            model = trainer.accelerator.unwrap_model(inputs.model)
+            save_model(model, inputs.image_processor, folder / "model")
+    with clock.measure("final_evaluation"):
         found, scores = _evaluate(recipe, trainer, inputs)
     with clock.measure("final_save"):
         trainer.close_loaders()
         if args.should_save:
-            _save(trainer, inputs, scores, recipe, folder)
+            _save(inputs, scores, recipe, folder)
     if args.should_save:
         result = record(
             recipe,
@@ -128,6 +176,7 @@ def _run(recipe: Recipe, root: Path, resume: bool, rerun: bool, held: ExitStack)
         )
         (folder / "README.md").write_text(hub.model_card(result), "utf-8")
         save_result(result, folder)  # last: its presence means that the run is finished
+        place.finished = True
         shutil.rmtree(str(args.output_dir), ignore_errors=True)
     trainer.accelerator.wait_for_everyone()
     return _push(load_result(folder), folder, target)
@@ -171,28 +220,19 @@ def find_unwritable(root: Path) -> list[str]:
 def _prepare_folder(folder: Path, trainer: BenchTrainer, clock: Clock) -> Path | None:
     """Point the trainer to the run's folder; return the checkpoint to go on from, if any."""
     trainer.args.output_dir = str(folder / "checkpoints")
-    trainer.add_callback(LogFile(folder / "log.jsonl"))
     for callback in trainer.callback_handler.callbacks:
         if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
             callback.logging_dir = str(folder / "tensorboard")  # beside checkpoints/, to be kept
-    checkpoint = newest_checkpoint(folder)
+    choice = [newest_checkpoint(folder) if is_main_process() else None]
+    broadcast_object_list(choice)
+    (checkpoint,) = choice
     if checkpoint:
         clock.resume(json.loads((checkpoint / CLOCK_FILE).read_text()))
+        logger.info(f"Going on from {checkpoint}.")
+    elif has_checkpoint(folder):
+        logger.warning(f"No checkpoint of {folder} is whole; training starts from its first step.")
+    trainer.add_callback(LogFile(folder / "log.jsonl", clock.times.execution_seconds))
     return checkpoint
-
-
-@contextmanager
-def _resumable(folder: Path, stop: StopOnSignal, trainer: BenchTrainer) -> Iterator[None]:
-    """Turn Ctrl-C, also one caught by `StopOnSignal`, into an error that says how to go on."""
-    interrupted = False
-    try:
-        yield
-    except KeyboardInterrupt:
-        interrupted = True
-    if interrupted or (stop.stopped and trainer.state.global_step < trainer.state.max_steps):
-        raise Interrupted(
-            f"Stopped; what was done is in {folder}. Go on with the same command and --resume."
-        )
 
 
 def _train(
@@ -254,12 +294,7 @@ def _predict(trainer: BenchTrainer, split: ImageSplit, batches: Any) -> Scores:
     return Scores.unpack(output.predictions)
 
 
-def _save(
-    trainer: BenchTrainer, inputs: Inputs, scores: Scores, recipe: Recipe, folder: Path
-) -> None:
-    save_model(
-        trainer.accelerator.unwrap_model(inputs.model), inputs.image_processor, folder / "model"
-    )
+def _save(inputs: Inputs, scores: Scores, recipe: Recipe, folder: Path) -> None:
     save_predictions(folder / "predictions.npz", inputs.test, scores)
     plots.plot_curves(folder / "log.jsonl", recipe.name, folder / CURVES_FILE)
     if has_labels(recipe):

@@ -137,6 +137,16 @@ class Timeline:
         while self._pending and self._pending[0][2].query():
             self._add(*self._pending.popleft())
 
+    def take_back(self, phase: str, seconds: float) -> None:
+        """Leave out seconds that were attributed to a phase."""
+        if self.phase is not None:
+            self.read()
+            self.seconds[phase] -= seconds
+
+    def forget_pauses(self) -> None:
+        """Tell that what is paused has grown by what `take_back` left out already."""
+        self._paused_before = self._paused()
+
     def read(self) -> dict[str, float]:
         """Return the seconds of each phase up to now; waits for the device."""
         if self.phase is not None:

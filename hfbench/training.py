@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from transformers import (
     EvalPrediction,
     PreTrainedModel,
-    Trainer,
     TrainerCallback,
     TrainingArguments,
 )
@@ -33,6 +32,7 @@ from hfbench.precision import takes_float32
 from hfbench.preprocessing import Preprocessing
 from hfbench.recipe import Recipe
 from hfbench.result import CLOCK_FILE, write_json
+from hfbench.resuming import ResumableTrainer
 from hfbench.scores import pack
 from hfbench.timeline import Batch
 
@@ -159,7 +159,7 @@ class EpochSampler(torch.utils.data.Sampler[int]):
         yield from (order + epoch * self.length).tolist()
 
 
-class BenchTrainer(Trainer):
+class BenchTrainer(ResumableTrainer):
     """A `Trainer` that measures, preprocesses where the recipe says, and resumes exactly."""
 
     def __init__(
@@ -315,22 +315,18 @@ class BenchTrainer(Trainer):
         self.last_evaluation = (self.state.global_step, output)
         return output
 
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+    def _write_checkpoint(self, folder: Path, model: nn.Module, trial: Any) -> None:
         with (
             self.clock.measure("save", self.args.device),
             self.clock.timeline.whole("save"),
             quiet_progress(),
         ):
-            # Before the rest, since trainer_state.json, written last, marks a whole checkpoint.
-            self._save_clock(folder)
-            super()._save_checkpoint(model, trial)
-            self._save_clock(folder)  # once more, with the time that this save took
+            super()._write_checkpoint(folder, model, trial)
+            self._save_clock(folder)  # last, with the time that this save took
 
     def _save_clock(self, folder: Path) -> None:
         state = self.clock.state() | {"loss_sum": self._loss_sum_of_all_sessions()}
         if self.args.should_save:
-            folder.mkdir(parents=True, exist_ok=True)
             write_json(state, folder / CLOCK_FILE)
 
     def mean_training_loss(self) -> float | None:

@@ -28,7 +28,8 @@ from hfbench.errors import (
     RecipeError,
     ResultError,
 )
-from hfbench.folders import hold, make_folder, newest_checkpoint
+from hfbench.folders import hold, make_folder
+from hfbench.manifest import newest_checkpoint, seal
 from hfbench.recipe import Recipe, load_recipe
 from hfbench.result import Result, find_runs, load_result
 from hfbench.runner import run_recipe
@@ -495,6 +496,7 @@ def test_newest_checkpoint_is_by_number(tmp_path: Path) -> None:
         (tmp_path / "checkpoints" / name).mkdir(parents=True)
         for file in ("trainer_state.json", "clock.json"):
             (tmp_path / "checkpoints" / name / file).write_text("{}", "utf-8")
+        seal(tmp_path / "checkpoints" / name)
     assert newest_checkpoint(tmp_path) == tmp_path / "checkpoints" / "checkpoint-10"
     assert newest_checkpoint(tmp_path / "nowhere") is None
 

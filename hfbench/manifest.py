@@ -1,0 +1,131 @@
+"""Which checkpoint of a run is whole: each is sealed by a list of its files, written last."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from hfbench.result import write_json
+
+MANIFEST_FILE = "manifest.json"
+
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+_BEFORE = "before-"  # a checkpoint of the same step while it is written anew
+
+logger = logging.getLogger(__name__)
+
+
+def seal(folder: Path) -> None:
+    """Write ``manifest.json``: name, size in bytes and SHA-256 of every file of a checkpoint.
+
+    All of them are on the disk before it, and it is before this returns.
+
+    Raises:
+        OSError: If something cannot be written.
+    """
+    files = {}
+    for path in _files_of(folder):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        files[str(path.relative_to(folder))] = {"size": path.stat().st_size, "sha256": digest}
+    _sync_folder(folder)
+    write_json({"files": files}, folder / MANIFEST_FILE)
+    _sync_folder(folder)
+
+
+def find_damage(folder: Path) -> str | None:
+    """Say why a checkpoint is not whole, as part of a sentence; ``None`` if it is."""
+    try:
+        content = json.loads((folder / MANIFEST_FILE).read_bytes())
+        listed = {str(name): (entry["size"], entry["sha256"]) for name, entry in _items(content)}
+    except FileNotFoundError:
+        return f"{MANIFEST_FILE}, which is written last, is missing"
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return f"{MANIFEST_FILE} is damaged"
+    for name, (size, digest) in listed.items():
+        try:
+            if (folder / name).stat().st_size != size:
+                return f"{name} has {(folder / name).stat().st_size} bytes instead of {size}"
+            with (folder / name).open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != digest:
+                    return f"{name} has been changed or damaged"
+        except FileNotFoundError:
+            return f"{name} is missing"
+        except OSError as error:
+            return f"{name} cannot be read: {error.strerror}"
+    return None
+
+
+def newest_checkpoint(run: Path) -> Path | None:
+    """Return the newest whole checkpoint of a run's folder; what is not whole is said."""
+    numbered = [(step, path) for step, path in _checkpoints_of(run)]
+    for _, path in sorted(numbered, key=lambda item: (item[0], item[1].name), reverse=True):
+        damage = find_damage(path)
+        if damage is None:
+            return _in_its_place(path)
+        logger.warning(f"{path} is not whole and is left out: {damage}.")
+    return None
+
+
+def has_checkpoint(run: Path) -> bool:
+    """Tell whether a run's folder holds a sealed checkpoint, whole or not; quick."""
+    return any((path / MANIFEST_FILE).exists() for _, path in _checkpoints_of(run))
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[None]:
+    """Keep a checkpoint of the same step until the new one, written inside, is sealed."""
+    before = folder.with_name(_BEFORE + folder.name)
+    if folder.is_dir():
+        shutil.rmtree(before, ignore_errors=True)
+        folder.replace(before)
+    yield
+    shutil.rmtree(before, ignore_errors=True)
+
+
+def _checkpoints_of(run: Path) -> Iterator[tuple[int, Path]]:
+    with contextlib.suppress(OSError):
+        for path in sorted((run / "checkpoints").iterdir()):
+            found = _CHECKPOINT.fullmatch(path.name.removeprefix(_BEFORE))
+            if found and path.is_dir():
+                yield int(found[1]), path
+
+
+def _in_its_place(path: Path) -> Path:
+    """Give a checkpoint that was to be replaced its name back."""
+    place = path.with_name(path.name.removeprefix(_BEFORE))
+    if place != path:
+        shutil.rmtree(place, ignore_errors=True)
+        path.replace(place)
+    return place
+
+
+def _files_of(folder: Path) -> list[Path]:
+    return sorted(
+        path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST_FILE
+    )
+
+
+def _items(content: dict[str, dict[str, dict[str, object]]]) -> list[tuple[str, dict[str, object]]]:
+    if not content["files"]:
+        raise ValueError("no files")
+    return list(content["files"].items())
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "nt":  # Windows opens no folders
+        return
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
