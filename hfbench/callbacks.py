@@ -104,11 +104,11 @@ def _clean(logs: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _signals() -> list[signal.Signals]:
+def _signals() -> list[int]:
     """Return what ends a run; a hang-up that is ignored, as under nohup, stays ignored."""
     hangup = getattr(signal, "SIGHUP", None)  # Windows has none
     heard = hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN
-    return [signal.SIGINT, signal.SIGTERM, *([hangup] if heard else [])]
+    return [signal.SIGINT, signal.SIGTERM, *([hangup] if hangup is not None and heard else [])]
 
 
 class StopOnSignal(TrainerCallback):

@@ -2,9 +2,9 @@
 
 Trainer forgets three things when it goes on from a checkpoint: the part of the loss that was not
 logged yet, an evaluation that was due at the checkpoint's step, and the end of an epoch that the
-checkpoint was written before. `ResumableTrainer` keeps them in the checkpoint and makes up for them.
-It also writes checkpoints of its own, which no recipe asks for and no time of a run counts: when it
-is stopped, and after the last step, before anything else can fail.
+checkpoint was written before. `ResumableTrainer` keeps them in the checkpoint and makes up for
+them. It also writes checkpoints of its own, which no recipe asks for and no time of a run counts:
+when it is stopped, and after the last step, before anything else can fail.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ FLOW_FILE = "flow.json"  # in a checkpoint
 logger = logging.getLogger(__name__)
 
 
-class StopEvaluation(Exception):
+class EvaluationStoppedError(Exception):
     """Ends an evaluation inside the training call, which a resumed run makes anew."""
 
 
@@ -95,13 +95,13 @@ class ResumableTrainer(Trainer):
         self._earlier: tuple[Path, Flow] | None = None  # what is to be made up for
         self._generators: tempfile.TemporaryDirectory[str] | None = None
 
-    def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
+    def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Train; go on from a checkpoint as if there had been no interruption."""
         if resume_from_checkpoint:
             place = Path(resume_from_checkpoint)
             kept = json.loads((place / FLOW_FILE).read_text("utf-8"))
             self._earlier = (place, Flow(**kept))
-        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _signalled(self) -> bool:
         return self._stop is not None and self._stop.stopped
@@ -180,7 +180,7 @@ class ResumableTrainer(Trainer):
             try:
                 go_on()
                 return
-            except StopEvaluation:
+            except EvaluationStoppedError:
                 super()._load_rng_state(generators)
         self.clock.take_back("evaluation", self.clock.times.evaluation_seconds - spent)
         if self.state.global_step < self.state.max_steps:  # else it is there already
@@ -190,7 +190,7 @@ class ResumableTrainer(Trainer):
     def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
         """End an evaluation in training when a signal has come."""
         if self.is_in_train and self._signalled():
-            raise StopEvaluation
+            raise EvaluationStoppedError
         return super().prediction_step(*args, **kwargs)
 
     def _save_of_our_own(self, model: nn.Module, trial: Any, *, needed: bool) -> None:
@@ -242,14 +242,16 @@ class ResumableTrainer(Trainer):
             kept = replace(self._flow, last_logged=logged, loss=_finite(mean))
             write_json(asdict(kept), folder / FLOW_FILE)
 
-    def _run_epoch(self, **kwargs: Any) -> None:
+    def _run_epoch(self, **kwargs: Any) -> None:  # type: ignore[override]
         self._make_up_for(kwargs["model"], kwargs["start_time"])
         if not self.stopped:  # once more, in what was made up for
-            super()._run_epoch(**kwargs)
+            super()._run_epoch(**kwargs)  # type: ignore[no-untyped-call]
 
     def _finalize_training(self, trial: Any, num_train_samples: int, start_time: float) -> Any:
         self._make_up_for(self.model_wrapped, start_time)  # where no epoch was left
-        return super()._finalize_training(trial, num_train_samples, start_time)
+        return super()._finalize_training(  # type: ignore[no-untyped-call]
+            trial, num_train_samples, start_time
+        )
 
     def _make_up_for(self, model: nn.Module, start_time: float) -> None:
         """Do what was due at the checkpoint's step and is missing."""

@@ -72,8 +72,30 @@ def test_log_is_cut_back_to_the_checkpoint(args: TrainingArguments, tmp_path: Pa
         log.on_log(args, state_at(step), TrainerControl(), {"loss": 1.0})
     with log.path.open("a", encoding="utf-8") as file:
         file.write('{"step": 8, "lo')  # killed while writing
-    log.on_train_begin(args, state_at(4), TrainerControl())
+    state = state_at(4)
+    state.log_history = [{"step": 2, "loss": 1.0}, {"step": 4, "loss": 1.0}]
+    log.on_train_begin(args, state, TrainerControl())
     assert [entry["step"] for entry in read_log(log.path)] == [2, 4]
+    assert all(entry["seconds"] is not None for entry in read_log(log.path))
+
+
+def test_damaged_log_is_written_anew_from_the_checkpoint(
+    args: TrainingArguments, tmp_path: Path
+) -> None:
+    log = LogFile(tmp_path / "log.jsonl")
+    log.path.write_bytes(b'{"step": 2, "loss": 1.5, "seconds": 3.0}\n\x00\xff[[[\n')
+    state = state_at(6)
+    state.log_history = [
+        {"step": 2, "loss": 1.5},
+        {"step": 4, "loss": float("nan"), "epoch": 0.5},
+        {"step": 6, "loss": 0.5, "epoch": 1.0},
+    ]
+    log.on_train_begin(args, state, TrainerControl())
+    assert read_log(log.path) == [
+        {"step": 2, "loss": 1.5, "seconds": 3.0},
+        {"step": 4, "epoch": 0.5, "seconds": None, "loss": None},
+        {"step": 6, "epoch": 1.0, "seconds": None, "loss": 0.5},
+    ]
 
 
 def test_other_processes_do_not_write(args: TrainingArguments, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import subprocess
 import sys
 import threading
@@ -21,6 +22,7 @@ from hfbench.folders import (
     note_environment,
     tidy_up,
 )
+from hfbench.manifest import seal
 from hfbench.recipe import Recipe
 from hfbench.result import Run, find_runs, save_result
 from tests.builders import make_recipe, make_result
@@ -95,6 +97,9 @@ def test_unfinished_run_is_gone_on_with_only_when_asked(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = add_run(tmp_path, finished=False)
+    (folder / "checkpoints" / "checkpoint-1").mkdir()
+    (folder / "checkpoints" / "checkpoint-1" / "clock.json").write_text("{}")
+    seal(folder / "checkpoints" / "checkpoint-1")
     assert earlier(tmp_path) is None
     assert f"--resume would go on with {folder}" in caplog.text
     found = earlier(tmp_path, resume=True)
@@ -163,6 +168,21 @@ def test_finished_run_that_was_killed_while_tidying_up_is_tidied_up(tmp_path: Pa
         assert (folder / "checkpoints").exists()  # its own process does it
     tidy_up(folder)
     assert {path.name for path in folder.iterdir()} == {"recipe.json", "result.json"}
+
+
+def test_folders_of_runs_killed_in_set_up_are_removed_by_the_next(tmp_path: Path) -> None:
+    killed = add_run(tmp_path, finished=False)
+    (killed / ".lock").touch()
+    running = add_run(tmp_path, finished=False)
+    logged = add_run(tmp_path, finished=False)
+    (logged / "log.jsonl").write_text('{"step": 1}\n')
+    finished = add_run(tmp_path, recipe=make_recipe(name="tiny", training_args={"seed": 7}))
+    nameless = tmp_path / "tiny" / "20260101T000000000-00000000"  # killed before it had a recipe
+    nameless.mkdir()
+    os.utime(nameless, (1, 1))
+    with hold(running):
+        assert earlier(tmp_path) is None
+    assert set((tmp_path / "tiny").iterdir()) == {running, logged, finished}
 
 
 def test_two_never_hold_a_folder_at_once(tmp_path: Path) -> None:

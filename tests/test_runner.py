@@ -478,9 +478,9 @@ def test_without_resume_an_unfinished_run_is_left_alone(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    recipe = tiny_recipe(vit, pretrained=True)
+    recipe = tiny_recipe(vit, pretrained=True, save_strategy="steps", save_steps=2)
     with monkeypatch.context() as patch:
-        interrupt_after(patch, 1)
+        interrupt_after(patch, 3)
         with pytest.raises(Interrupted):
             run_recipe(recipe, tmp_path / "runs")
     with caplog.at_level(logging.INFO, "hfbench"):
