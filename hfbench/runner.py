@@ -50,6 +50,7 @@ from hfbench.result import (
     save_result,
 )
 from hfbench.scores import Scores
+from hfbench.settings import alone
 from hfbench.training import BenchTrainer, build_training_arguments
 
 
@@ -75,7 +76,7 @@ def run_recipe(
         HfbenchError: For everything that the user can mend, before training where that is possible.
         Interrupted: After Ctrl-C; `resume` goes on.
     """
-    with ExitStack() as held:
+    with alone("run_recipe"), ExitStack() as held:
         return _run(recipe, Path(output_dir), resume, rerun, held)
 
 

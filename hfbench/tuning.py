@@ -10,6 +10,7 @@ from pathlib import Path
 from hfbench.environment import describe_environment
 from hfbench.errors import Interrupted
 from hfbench.recipe import Recipe
+from hfbench.settings import alone, quick_collections
 from hfbench.tune_evaluation import explore_evaluation, measure_evaluation
 from hfbench.tune_memory import MemoryForecast, resident_mib
 from hfbench.tune_outcome import describe_search
@@ -17,7 +18,7 @@ from hfbench.tune_plan import describe_subject, say_inapplicable
 from hfbench.tune_result import Tuning, check_output, measurements_file, write_tuning
 from hfbench.tune_search import Observer, Search
 from hfbench.tune_windows import Budget
-from hfbench.windows import Bench, quick_collections
+from hfbench.windows import Bench
 
 SECONDS = 90.0
 
@@ -58,7 +59,7 @@ def tune(
     """
     output = Path(output)
     check_output(recipe, output, None, force)
-    with quick_collections():
+    with alone("tune"), quick_collections():
         bench = Bench(recipe)
         return _search(bench, recipe, output, Budget(seconds, larger_batch), memory_mib, observer)
 
