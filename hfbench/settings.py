@@ -205,13 +205,14 @@ def _keep_tf32() -> Undo:
     set_tf32(None)
 
     def put_back() -> None:
-        for place, value in zip(places[:2], before[:2], strict=True):
-            place.fp32_precision = value
+        backends.fp32_precision = before[0]
+        backends.cudnn.fp32_precision = "none"
         _set_older_switches(*older)
-        for place, value in zip(places[2:], before[2:], strict=True):
-            # What is said is also what is inherited; a place that inherited has to go on so.
+        for place, value in zip(places[1:], before[1:], strict=True):
+            # What is read may be inherited; where that explains it, it goes on being inherited.
+            # Torch itself says "tf32" for cuDNN.
             place.fp32_precision = "none"
-            if place.fp32_precision != value or value == "tf32":
+            if place.fp32_precision != value or place in places[3:5]:
                 place.fp32_precision = value
 
     return put_back
