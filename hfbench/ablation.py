@@ -37,7 +37,9 @@ from hfbench.rechecking import output_folder, recheck
 from hfbench.recipe import Recipe
 from hfbench.result import write_json
 from hfbench.runner import find_unwritable
-from hfbench.windows import Bench, Window, quick_collections
+from hfbench.settings import alone, quick_collections
+from hfbench.techniques import is_compiled
+from hfbench.windows import Bench, Window
 
 ROUNDS = 5
 
@@ -106,7 +108,7 @@ def ablate(
         Interrupted: After Ctrl-C; what was measured is saved.
     """
     recipe, root = recheck(recipe), output_folder(output_dir)
-    with quick_collections():
+    with alone("ablate"), quick_collections():
         return _ablate(recipe, root, steps, rounds, observer or Observer())
 
 
@@ -167,9 +169,7 @@ def steps_of(recipe: Recipe, none: Recipe, steps: int) -> int:
 
 def warmup_steps_of(recipe: Recipe) -> int:
     """Return how many steps come before a window, more if the model is compiled."""
-    names = ("torch_compile", "torch_compile_backend", "torch_compile_mode")
-    compiled = any(recipe.argument(name) for name in names)
-    return _COMPILED_WARMUP_STEPS if compiled else _WARMUP_STEPS
+    return _COMPILED_WARMUP_STEPS if is_compiled(recipe) else _WARMUP_STEPS
 
 
 def _estimate(plan: Plan, pilot: Window, overhead: float, steps: int, rounds: int) -> float:

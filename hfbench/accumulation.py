@@ -26,6 +26,7 @@ from hfbench.clock import Clock
 from hfbench.diagnosis import AccumulationCheck
 from hfbench.inputs import assemble
 from hfbench.recipe import Recipe
+from hfbench.techniques import not_compiled
 from hfbench.training import BenchTrainer, build_training_arguments
 from hfbench.windows import Bench, turn_off_dropout, with_arguments, without_files
 
@@ -104,7 +105,7 @@ def _with_batch(recipe: Recipe, batch_size: int, accumulation: int) -> Recipe:
         per_device_train_batch_size=batch_size,
         gradient_accumulation_steps=accumulation,
         max_steps=1,
-        torch_compile=False,  # a minute or two, for the same numbers
+        **not_compiled(recipe),  # a minute or two, for the same numbers
         dataloader_num_workers=0,
         dataloader_persistent_workers=False,
         dataloader_prefetch_factor=None,

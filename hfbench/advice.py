@@ -161,7 +161,7 @@ def _accumulation(evidence: Evidence) -> Advice:
 
 def _compile(evidence: Evidence) -> Advice:
     technique, step = techniques.COMPILE, evidence.step
-    if evidence.recipe.argument("torch_compile"):
+    if techniques.is_compiled(evidence.recipe):
         return _say(
             technique,
             "perhaps",

@@ -8,16 +8,13 @@ import os
 import shutil
 import sys
 import sysconfig
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
 
 from hfbench.diagnosis import Machine, MatrixProduct
-from hfbench.training import set_tf32
+from hfbench.settings import tf32_set
 
 _WORTH = 1.3  # below it a dtype has no units of its own, but is emulated or converted
 _LITTLE_MEMORY_MIB = 2048
@@ -99,7 +96,7 @@ def _measure_products(device: torch.device) -> list[MatrixProduct]:
         found["fp16"] = (torch.float16, False)
     speeds = {}
     for name, (dtype, tf32) in found.items():
-        with _tf32_set(tf32, device):
+        with tf32_set(tf32):
             speeds[name] = measure_matmul_peak(dtype, device)
     return [
         MatrixProduct(dtype=name, flops_per_second=speed, ratio_to_fp32=speed / speeds["fp32"])
@@ -109,22 +106,6 @@ def _measure_products(device: torch.device) -> list[MatrixProduct]:
 
 def _has_bf16(device: torch.device) -> bool:
     return device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
-
-
-@contextmanager
-def _tf32_set(enabled: bool, device: torch.device) -> Iterator[None]:
-    if device.type != "cuda":
-        yield
-        return
-    backends: list[Any] = [torch.backends.cuda.matmul]
-    backends += [getattr(torch.backends.cudnn, name) for name in ("conv", "rnn")]
-    before = [backend.fp32_precision for backend in backends]
-    set_tf32(enabled)
-    try:
-        yield
-    finally:
-        for backend, mode in zip(backends, before, strict=True):
-            backend.fp32_precision = mode
 
 
 def _missing_dtypes(products: list[MatrixProduct], device: torch.device) -> list[str]:

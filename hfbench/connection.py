@@ -48,6 +48,17 @@ def use_cache_if_unreachable() -> None:
         sys.modules["datasets"].config.HF_HUB_OFFLINE = True
 
 
+def switched_off() -> bool:
+    """Tell whether it was hfbench that switched the clients offline."""
+    return _switched_off
+
+
+def note_switched_off(value: bool) -> None:
+    """Note whether it is hfbench that has the clients offline."""
+    global _switched_off
+    _switched_off = value
+
+
 def explain_hub_failure(
     kind: str, name: str, error: BaseException, option: str | None = None
 ) -> HfbenchError:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -26,9 +24,10 @@ from hfbench.precision import say_slow_precision
 from hfbench.quantities import duration
 from hfbench.rechecking import recheck
 from hfbench.recipe import Recipe
+from hfbench.settings import alone, quick_collections
 from hfbench.sides import Sides
 from hfbench.slices import Slices, describe_sides, divide_step, measure_slices, median_of
-from hfbench.techniques import MIXED_PRECISION, Use, change
+from hfbench.techniques import MIXED_PRECISION, Use, change, not_compiled
 from hfbench.training import build_training_arguments
 from hfbench.uses import find_uses
 from hfbench.windows import Bench, with_arguments
@@ -84,7 +83,11 @@ def examine(recipe: Recipe, seconds: float = 30.0, observer: Observer | None = N
     recipe = recheck(recipe)
     start, tell = time.perf_counter(), observer or (lambda _: None)
     tell(f"loading data and {recipe.model.name_or_path} ({recipe.model.weights})")
-    with _libraries_frozen(), tempfile.TemporaryDirectory(prefix="hfbench-doctor-") as folder:
+    with (
+        alone("doctor"),
+        quick_collections(),
+        tempfile.TemporaryDirectory(prefix="hfbench-doctor-") as folder,
+    ):
         bench = Bench(recipe)
         loading = time.perf_counter() - start
         examination = _Examination(recipe, seconds, tell, Path(folder), bench, loading)
@@ -96,16 +99,6 @@ def examine(recipe: Recipe, seconds: float = 30.0, observer: Observer | None = N
                 f"{examination.batch_size}: {first_line(error)} Halve it, and double "
                 "gradient_accumulation_steps to keep the effective batch."
             ) from error
-
-
-@contextmanager
-def _libraries_frozen() -> Iterator[None]:
-    """Keep garbage collection off what is imported: each training call collects, 0.7 s of it."""
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 def _examine(examination: _Examination, start: float) -> Diagnosis:
@@ -188,7 +181,7 @@ def _fit_batch_to_time(examination: _Examination) -> float:
             bench.recipe,
             per_device_train_batch_size=size,
             gradient_accumulation_steps=1,
-            torch_compile=False,
+            **not_compiled(bench.recipe),
         )
         per_image = bench.measure_window(1, 1, small).seconds / size
         fits = min(batch, max(int(affordable / per_image), 2))

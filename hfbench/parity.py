@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from statistics import fmean
 from typing import Any
 
@@ -20,6 +18,7 @@ from torch import nn
 
 from hfbench.data import ImageBatches
 from hfbench.recipe import Recipe
+from hfbench.settings import tf32_set
 from hfbench.training import EpochSampler
 from hfbench.windows import Bench, turn_off_dropout
 
@@ -135,7 +134,7 @@ def plain_first_loss(bench: Bench, recipe: Recipe, seed: int = 0, roundoff: floa
     if roundoff:
         _round_at_random(model, roundoff)
     total = 0.0
-    with torch.no_grad(), _exact_fp32():
+    with torch.no_grad(), tf32_set(False):
         for start in range(0, batch * steps, batch):
             served = images.__getitems__(order[start : start + batch])
             logits = model(pixel_values=served["pixel_values"].to(bench.device)).logits
@@ -178,20 +177,6 @@ def _round_at_random(model: nn.Module, roundoff: float) -> None:
     for module in model.modules():
         if not any(True for _ in module.children()):
             module.register_forward_hook(hook)
-
-
-@contextmanager
-def _exact_fp32() -> Iterator[None]:
-    """Compute without TF32, and leave its switches as they were."""
-    backends = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]
-    before = [backend.fp32_precision for backend in backends]
-    for backend in backends:
-        backend.fp32_precision = "ieee"
-    try:
-        yield
-    finally:
-        for backend, mode in zip(backends, before, strict=True):
-            backend.fp32_precision = mode
 
 
 def precision_of(recipe: Recipe, device: torch.device) -> str:

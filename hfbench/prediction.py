@@ -11,8 +11,10 @@ from hfbench.connection import explain_hub_failure, use_cache_if_unreachable
 from hfbench.errors import DataError, ModelError
 from hfbench.recipe import local_path
 from hfbench.result import RESULT_FILE
+from hfbench.settings import restored_if_idle
 
 
+@restored_if_idle()
 def predict(
     model: str, images: Sequence[str | os.PathLike[str]], top_k: int = 5
 ) -> list[list[dict[str, Any]]]:

@@ -54,6 +54,7 @@ from hfbench.result import (
     save_result,
 )
 from hfbench.scores import Scores
+from hfbench.settings import alone
 from hfbench.training import BenchTrainer, build_training_arguments
 
 logger = logging.getLogger(__name__)
@@ -83,7 +84,7 @@ def run_recipe(
     """
     recipe, root = recheck(recipe), output_folder(output_dir)
     stop, place = StopOnSignal(), _Place()
-    with ExitStack() as held:
+    with alone("run_recipe"), ExitStack() as held:
         held.enter_context(stop.listen_outside(requested_processes() == 1))
         try:
             return _run(recipe, root, resume, rerun, held, stop, place)

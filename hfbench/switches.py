@@ -12,6 +12,7 @@ from hfbench.environment import requested_processes
 from hfbench.precision import find_slow_precision
 from hfbench.recipe import Recipe
 from hfbench.result import Switch
+from hfbench.techniques import is_compiled
 from hfbench.training import BenchTrainer
 
 
@@ -80,9 +81,7 @@ def observe_switches(recipe: Recipe, trainer: BenchTrainer) -> dict[str, Switch]
         "keep_freed_memory": switch(
             recipe.model.keep_freed_memory, keeps_freed_memory(), "needs Linux with glibc"
         ),
-        "torch_compile": switch(
-            bool(recipe.argument("torch_compile")), hasattr(trainer.model_wrapped, "_orig_mod")
-        ),
+        "torch_compile": switch(is_compiled(recipe), hasattr(trainer.model_wrapped, "_orig_mod")),
         "optim": switch(_optimizer_name(recipe.argument("optim")), _optimizer_name(args.optim)),
         "use_cpu": switch(bool(recipe.argument("use_cpu")), on_cpu, "no accelerator is visible"),
         "world_size": switch(requested_processes(), args.world_size),

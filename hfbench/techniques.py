@@ -124,6 +124,25 @@ class Use:
         return "-".join(words)
 
 
+COMPILE_ARGUMENTS = tuple(name.partition(".")[2] for name in COMPILE.settings)
+
+
+def is_compiled(recipe: Recipe) -> bool:
+    """Tell whether a recipe compiles its model.
+
+    A backend or a mode alone is enough, as in transformers; where ``torch_compile`` is said to be
+    false it is not, unlike in transformers, which turns it on again.
+    """
+    said = recipe.training_args.get(COMPILE_ARGUMENTS[0])
+    return bool(said) or (said is None and any(recipe.argument(n) for n in COMPILE_ARGUMENTS))
+
+
+def not_compiled(recipe: Recipe) -> dict[str, Any]:
+    """Return the `training_args` that turn compiling off, all that are needed for this recipe."""
+    idle = {name: None for name in COMPILE_ARGUMENTS[1:] if recipe.argument(name)}
+    return {COMPILE_ARGUMENTS[0]: False} | idle
+
+
 def change(recipe: Recipe, settings: Iterable[tuple[str, Any]]) -> Recipe:
     """Return a recipe with other values.
 

@@ -34,10 +34,17 @@ from hfbench.recipe import Recipe
 from hfbench.result import CLOCK_FILE, write_json
 from hfbench.resuming import ResumableTrainer
 from hfbench.scores import pack
+from hfbench.settings import set_tf32
+from hfbench.techniques import COMPILE_ARGUMENTS, is_compiled, not_compiled
 from hfbench.timeline import Batch
 
 logger = logging.getLogger(__name__)
 
+# What accelerate reads beside the backend; transformers sets the mode, and leaves it set.
+_DYNAMO_DETAILS = [
+    f"ACCELERATE_DYNAMO_{name}"
+    for name in ("MODE", "USE_FULLGRAPH", "USE_DYNAMIC", "USE_REGIONAL_COMPILATION")
+]
 _environment_set_here: dict[str, str] = {}  # by an earlier run in this process
 
 
@@ -56,6 +63,13 @@ def build_training_arguments(recipe: Recipe, output_dir: Path) -> TrainingArgume
     }
     if takes_float32(recipe):
         values["bf16"] = False
+    if is_compiled(recipe):
+        torch.compiler.reset()  # after eight recompilations torch would silently run uncompiled
+    else:
+        idle = [f"{name}={values[name]}" for name in COMPILE_ARGUMENTS if values.get(name)]
+        if idle:
+            logger.warning(f"torch_compile is false, so that {' and '.join(idle)} does nothing.")
+        values |= not_compiled(recipe)  # a mode or a backend alone would turn it on again
     if accelerator_type() is None:
         values["use_cpu"] = True  # the same device, and the only way to several processes on it
     if values.get("use_cpu") and isinstance(values.get("accelerator_config"), dict):
@@ -86,6 +100,8 @@ def build_training_arguments(recipe: Recipe, output_dir: Path) -> TrainingArgume
                 f"{variable}={said} comes from the launcher and is ignored; the recipe decides."
             )
         os.environ[variable] = _environment_set_here[variable] = value
+    for variable in _DYNAMO_DETAILS:  # another recipe's in this process, or the launcher's
+        os.environ.pop(variable, None)
     try:
         args = TrainingArguments(**values)
     except (ValueError, TypeError) as error:
@@ -99,18 +115,6 @@ def build_training_arguments(recipe: Recipe, output_dir: Path) -> TrainingArgume
     torch.backends.cudnn.benchmark = recipe.model.cudnn_benchmark
     keep_freed_memory(recipe.model.keep_freed_memory)
     return args
-
-
-def set_tf32(enabled: bool | None) -> None:
-    """Switch TF32 for matrix products and convolutions alike; ``None`` leaves torch's defaults.
-
-    transformers sets one global switch, which torch 2.11 does not apply to cuDNN's convolutions.
-    """
-    if enabled is not None:
-        mode = "tf32" if enabled else "ieee"
-        torch.backends.cuda.matmul.fp32_precision = mode
-        torch.backends.cudnn.conv.fp32_precision = mode  # type: ignore[attr-defined]
-        torch.backends.cudnn.rnn.fp32_precision = mode  # type: ignore[attr-defined]
 
 
 def cross_entropy_loss(label_smoothing: float) -> Callable[..., Tensor]:

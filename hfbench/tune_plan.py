@@ -12,7 +12,7 @@ from hfbench.convolutions import has_convolutions
 from hfbench.environment import accelerator_type, check_machine
 from hfbench.precision import find_slow_precision
 from hfbench.recipe import Recipe
-from hfbench.techniques import change
+from hfbench.techniques import change, is_compiled
 
 if TYPE_CHECKING:
     from hfbench.windows import Bench
@@ -136,7 +136,7 @@ def say_inapplicable(recipe: Recipe, subject: Subject, larger_batch: bool) -> di
         for name, offers in list_techniques(larger_batch).items()
         if next(offers(recipe, subject), None) is None
     }
-    if recipe.argument("torch_compile"):
+    if is_compiled(recipe):
         return found
     why = "compiling takes minutes, so that only whole runs can tell: hfbench ablate --full"
     return found | {"torch.compile": why}

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from hfbench.ablation import steps_of, warmup_steps_of
 from hfbench.recipe import Recipe
+from hfbench.techniques import is_compiled, not_compiled
 from hfbench.tune_decision import ratio_of
 from hfbench.tune_memory import MemoryForecast, peak_mib
 from hfbench.tune_plan import accumulation_of, micro_batch_of
@@ -156,7 +157,7 @@ class Windows:
     def _run(self, recipe: Recipe, steps: int) -> Window:
         started = self._budget.clock()
         warmup = warmup_steps_of(recipe)
-        if self._is_slow and not recipe.argument("torch_compile"):
+        if self._is_slow and not is_compiled(recipe):
             warmup = 1
         window = self._measure(steps, warmup, self.as_measured(recipe))
         inside = (steps + warmup) * window.seconds_per_step
@@ -170,6 +171,4 @@ class Windows:
 
 def _small(recipe: Recipe, size: int) -> Recipe:
     """Return a recipe in small batches, and not compiled for them."""
-    names = ("torch_compile_backend", "torch_compile_mode")
-    plain = {_BATCH: size, _STEPS: 1, "torch_compile": False} | dict.fromkeys(names)
-    return with_arguments(recipe, **plain)
+    return with_arguments(recipe, **{_BATCH: size, _STEPS: 1}, **not_compiled(recipe))

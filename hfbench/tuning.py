@@ -11,6 +11,7 @@ from hfbench.environment import describe_environment
 from hfbench.errors import Interrupted
 from hfbench.rechecking import output_folder, recheck
 from hfbench.recipe import Recipe
+from hfbench.settings import alone, quick_collections
 from hfbench.tune_evaluation import explore_evaluation, measure_evaluation
 from hfbench.tune_memory import MemoryForecast, resident_mib
 from hfbench.tune_outcome import describe_search
@@ -18,7 +19,7 @@ from hfbench.tune_plan import describe_subject, say_inapplicable
 from hfbench.tune_result import Tuning, check_output, measurements_file, write_tuning
 from hfbench.tune_search import Observer, Search
 from hfbench.tune_windows import Budget
-from hfbench.windows import Bench, quick_collections
+from hfbench.windows import Bench
 
 SECONDS = 90.0
 
@@ -59,7 +60,7 @@ def tune(
     """
     recipe, target = recheck(recipe), output_folder(output, "output")
     check_output(recipe, target, None, force)
-    with quick_collections():
+    with alone("tune"), quick_collections():
         bench = Bench(recipe)
         return _search(bench, recipe, target, Budget(seconds, larger_batch), memory_mib, observer)
 

@@ -29,6 +29,7 @@ from hfbench.techniques import (
     Technique,
     Use,
     change,
+    is_compiled,
 )
 
 ACCUMULATION_STEPS = 4  # where the recipe has none: the reference's
@@ -164,10 +165,10 @@ def _accumulation_larger_batch(recipe: Recipe, batch: int, steps: int) -> Use:
 def _compile(recipe: Recipe) -> Use | None:
     enabled, backend, mode = COMPILE.settings
     values = {name: recipe.argument(name.partition(".")[2]) for name in COMPILE.settings}
-    if not any(values.values()):
+    if not is_compiled(recipe):
         return None
     detail = ", ".join(str(values[name]) for name in (backend, mode) if values[name]) or "inductor"
-    # A backend or a mode alone turns it on as well.
+    values[enabled] = True
     off = {enabled: False, backend: None, mode: None}
     return Use(COMPILE, COMPILE.name, detail, values, off, True)
 

@@ -13,8 +13,6 @@ import math
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,6 +39,7 @@ from hfbench.launched import check_launch
 from hfbench.precision import log_slow_precision
 from hfbench.recipe import Recipe
 from hfbench.result import Switch
+from hfbench.settings import restored
 from hfbench.switches import observe_switches
 from hfbench.timeline import PHASES, stamps_of
 from hfbench.training import BenchTrainer, build_training_arguments
@@ -126,6 +125,7 @@ class Bench:
         self.inputs = load_inputs(self.recipe, args)
         self.device = args.device
 
+    @restored()
     def measure_window(
         self, steps: int, warmup_steps: int = 2, recipe: Recipe | None = None
     ) -> Window:
@@ -149,7 +149,7 @@ class Bench:
         timeline = trainer.clock.timeline
         timeline.start("start", stamps_of(args.device))
         try:
-            with torch.enable_grad(), trainer.clock.pauses.watch():
+            with trainer.clock.pauses.watch():
                 trainer.train()
             memory = measure_memory(args.device)
             switches = observe_switches(recipe, trainer)
@@ -172,6 +172,7 @@ class Bench:
             switches=switches,
         )
 
+    @restored()
     def measure_first_loss(self, recipe: Recipe) -> float | None:
         """Return the training loss of the first optimizer step, dropout and drop path turned off.
 
@@ -184,8 +185,7 @@ class Bench:
         timer = _Timer(1, 1)
         trainer, _ = self._build(without_files(recipe), 1, timer, turn_off_dropout)
         try:
-            with torch.enable_grad():
-                trainer.train()
+            trainer.train()
         finally:
             trainer.close_loaders()
         return timer.first_loss
@@ -206,20 +206,6 @@ class Bench:
         trainer.train_dataset = _OneEpoch(trainer.train_dataset, needed)
         timer.trainer = trainer
         return trainer, args
-
-
-@contextmanager
-def quick_collections() -> Iterator[None]:
-    """Leave what is there now out of garbage collections.
-
-    There are two of them around each window, and 0.4 s each to walk through all that was imported.
-    """
-    gc.collect()
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 def with_arguments(recipe: Recipe, **training_args: Any) -> Recipe:

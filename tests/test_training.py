@@ -27,13 +27,13 @@ import hfbench.timeline
 from hfbench.data import ImageBatches
 from hfbench.errors import DeviceError, RecipeError
 from hfbench.runner import run_recipe
+from hfbench.settings import set_tf32
 from hfbench.switches import observe_switches
 from hfbench.training import (
     BenchTrainer,
     EpochSampler,
     build_training_arguments,
     cross_entropy_loss,
-    set_tf32,
 )
 from tests.builders import TIMM, TIMM_VIT, make_trainer, tiny_recipe, vit_config, write_model
 
@@ -308,8 +308,8 @@ def test_tf32_is_switched_for_matmul_and_convolution(enabled: bool, mode: str) -
     assert torch.backends.cuda.matmul.fp32_precision == mode
     assert torch.backends.cudnn.conv.fp32_precision == mode
     set_tf32(None)
-    assert torch.backends.cuda.matmul.fp32_precision == mode
-    assert torch.backends.cudnn.conv.fp32_precision == mode
+    assert torch.backends.cuda.matmul.fp32_precision == "none"
+    assert torch.backends.cudnn.conv.fp32_precision == "tf32"  # torch's defaults
 
 
 @pytest.mark.usefixtures("tf32")

@@ -1,0 +1,120 @@
+"""Whether a model is compiled is decided in one place; slow tests really compile a tiny model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hfbench.ablation import ablate, warmup_steps_of
+from hfbench.accumulation import check_accumulation
+from hfbench.doctor import examine
+from hfbench.recipe import Recipe
+from hfbench.runner import run_recipe
+from hfbench.techniques import is_compiled, not_compiled
+from hfbench.training import build_training_arguments
+from hfbench.tune_windows import _small
+from hfbench.uses import find_uses
+from hfbench.windows import Bench, with_arguments
+from tests.builders import tiny_recipe
+
+COMPILED: list[dict[str, Any]] = [
+    {"torch_compile": True},
+    {"torch_compile_mode": "default"},
+    {"torch_compile_backend": "eager"},
+    {"torch_compile": True, "torch_compile_mode": "reduce-overhead"},
+]
+NOT_COMPILED: list[dict[str, Any]] = [
+    {},
+    {"torch_compile": False},
+    {"torch_compile": False, "torch_compile_mode": "default"},
+    {"torch_compile": False, "torch_compile_backend": "inductor"},
+]
+
+
+def names_compile(recipe: Recipe) -> bool:
+    return any(use.name == "torch.compile" for use in find_uses(recipe))
+
+
+@pytest.mark.parametrize("arguments", COMPILED)
+def test_mode_or_backend_alone_compiles(arguments: dict[str, Any], tmp_path: Path) -> None:
+    recipe = tiny_recipe(**arguments)
+    assert is_compiled(recipe)
+    assert names_compile(recipe)
+    assert warmup_steps_of(recipe) > warmup_steps_of(tiny_recipe())
+    assert build_training_arguments(recipe, tmp_path).torch_compile
+
+
+@pytest.mark.parametrize("arguments", NOT_COMPILED)
+def test_false_does_not_compile(arguments: dict[str, Any], tmp_path: Path) -> None:
+    recipe = tiny_recipe(**arguments)
+    assert not is_compiled(recipe)
+    assert not names_compile(recipe)
+    assert warmup_steps_of(recipe) == warmup_steps_of(tiny_recipe())
+    assert not build_training_arguments(recipe, tmp_path).torch_compile
+
+
+@pytest.mark.parametrize("arguments", [*COMPILED, *NOT_COMPILED])
+def test_turning_off_turns_off(arguments: dict[str, Any], tmp_path: Path) -> None:
+    recipe = tiny_recipe(**arguments)
+    for off in (with_arguments(recipe, **not_compiled(recipe)), _small(recipe, 2)):
+        assert not is_compiled(off)
+        args = build_training_arguments(off, tmp_path)
+        assert (args.torch_compile, args.torch_compile_mode) == (False, None)
+
+
+def test_what_false_makes_idle_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    recipe = tiny_recipe(torch_compile=False, torch_compile_mode="default")
+    build_training_arguments(recipe, tmp_path)
+    said = "torch_compile is false, so that torch_compile_mode=default does nothing."
+    assert said in caplog.text
+
+
+def test_run_with_false_and_a_backend_is_not_compiled(tmp_path: Path) -> None:
+    recipe = tiny_recipe(torch_compile=False, torch_compile_backend="eager", max_steps=1)
+    switch = run_recipe(recipe, tmp_path).switches["torch_compile"]
+    assert (switch.requested, switch.applied) == (False, False)
+
+
+def test_accumulation_check_does_not_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(
+        "hfbench.accumulation.build_training_arguments",
+        lambda recipe, folder: (seen.append(recipe), build_training_arguments(recipe, folder))[1],
+    )
+    recipe = tiny_recipe(torch_compile_backend="eager")
+    check_accumulation(Bench(recipe), recipe, 2, 2)
+    assert seen
+    assert not any(is_compiled(recipe) for recipe in seen)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", [{"torch_compile": True}, {"torch_compile_mode": "default"}])
+def test_run_really_compiles(arguments: dict[str, Any], tmp_path: Path) -> None:
+    result = run_recipe(tiny_recipe(max_steps=2, **arguments), tmp_path)
+    switch = result.switches["torch_compile"]
+    assert (switch.requested, switch.applied) == (True, True)
+    plain = run_recipe(tiny_recipe(max_steps=2), tmp_path)
+    assert plain.switches["torch_compile"].applied is False
+    assert result.training.train_loss == pytest.approx(plain.training.train_loss, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_ablation_really_compiles(tmp_path: Path) -> None:
+    recipe = tiny_recipe(torch_compile_mode="default")
+    found = ablate(recipe, tmp_path, steps=1, rounds=2)
+    applied = {
+        item.configuration: bool(item.window.switches["torch_compile"].applied)
+        for item in found.windows
+    }
+    assert not applied["none"]
+    assert applied["torch-compile"]
+    assert not applied["all-but-torch-compile"]
+
+
+@pytest.mark.slow
+def test_doctor_really_compiles() -> None:
+    advice = examine(tiny_recipe(torch_compile_mode="default"), 1.0).advice
+    (said,) = [item.sentence for item in advice if item.technique == "torch.compile"]
+    assert said.startswith("It is on")
