@@ -326,10 +326,13 @@ def missing_capabilities() -> list[str]:
 
     accelerator = accelerator_type()
     if accelerator is None:
+        from hfbench.precision import say_slow_bfloat16
+
         return [
             "No accelerator is visible: fp16, TF32 and pinned memory have no effect here.",
             "bfloat16 runs on this CPU with training_args.bf16=true training_args.use_cpu=true; it "
-            "is faster than fp32 only with AVX512-BF16 or AMX.",
+            "is faster than fp32 only with AVX512-BF16 or AMX."
+            + (f" {slow[0].upper()}{slow[1:]}." if (slow := say_slow_bfloat16()) else ""),
         ]
     if accelerator == "cuda" and not is_torch_tf32_available():
         return ["TF32 and bfloat16 need an NVIDIA GPU of the Ampere generation or newer."]

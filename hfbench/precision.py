@@ -35,6 +35,11 @@ def find_slow_precision(recipe: Recipe) -> str | None:
     """
     if not recipe.argument("bf16") or (accelerator_type() and not recipe.argument("use_cpu")):
         return None
+    return say_slow_bfloat16()
+
+
+def say_slow_bfloat16() -> str | None:
+    """Say how much slower than float32 this CPU computes bfloat16; ``None`` if it is not slower."""
     slowdown = measure_bfloat16_slowdown()
     if slowdown < _SLOWER:
         return None
