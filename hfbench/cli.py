@@ -116,8 +116,9 @@ def recipe_command(
     checkpoint, --resume goes on.
     """
     with uncollected():
-        from hfbench.recipe import load_recipe
+        from hfbench.recipe import load_recipe, local_path
 
+        local_path(output_dir)  # refuses at once what no folder can be called
         loaded = load_recipe(recipe, overrides or [])
         from hfbench.runner import run_recipe
 
@@ -155,9 +156,10 @@ def list_command(
         for name, path in shipped_recipes().items():
             say(f"{name:28} {json.loads(path.read_text('utf-8'))['description']}")
         return
+    from hfbench.recipe import local_path
     from hfbench.result import find_runs
 
-    runs = list(find_runs(output_dir))
+    runs = list(find_runs(local_path(output_dir)))
     if not runs:
         say(f"No runs in {output_dir}. Begin with: hfbench recipe quickstart_tuned")
         return

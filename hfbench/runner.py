@@ -27,7 +27,7 @@ from hfbench.environment import (
     is_main_process,
     requested_processes,
 )
-from hfbench.errors import DeviceError, Interrupted
+from hfbench.errors import DeviceError, Interrupted, RecipeError
 from hfbench.folders import (
     find_earlier_run,
     hold,
@@ -38,7 +38,7 @@ from hfbench.folders import (
 )
 from hfbench.inputs import Inputs, assemble, has_labels, load_inputs
 from hfbench.models import save_model
-from hfbench.recipe import Recipe
+from hfbench.recipe import Recipe, local_path
 from hfbench.recording import describe_data, describe_model, record
 from hfbench.result import (
     CLOCK_FILE,
@@ -148,6 +148,10 @@ def check_run(recipe: Recipe, root: Path) -> tuple[TrainingArguments, hub.PushTa
 
 def find_unwritable(root: Path) -> list[str]:
     """Say why nothing can be put into a folder, which may have to be made; a sentence at most."""
+    try:
+        local_path(root)
+    except RecipeError as error:
+        return [f"--output-dir: {error}"]
     existing = next(path for path in (root, *root.resolve().parents) if path.exists())
     if not existing.is_dir():
         return [f"--output-dir: {existing} is a file; name a folder."]
