@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfbench.arguments import suggest
-from hfbench.errors import ModelError
+from hfbench.errors import ModelError, first_line
 from hfbench.preprocessing import Normalization
+from hfbench.recipe import local_path
 
 if TYPE_CHECKING:
     from hfbench.recipe import Recipe
@@ -42,6 +43,8 @@ _FOREIGN_FILES = (
     "pretrained_custom_load",
     "pretrained_strict",
 )
+# Two names of one training argument, the older one last.
+CHECKPOINTING = ("activation_checkpointing", "gradient_checkpointing")
 _PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 _LARGEST_CONFIGURATION = 32 * 2**20  # bytes; 21,843 classes with names take 2 MiB
 
@@ -87,6 +90,43 @@ def load_config(recipe: Recipe, path: str, revision: str | None) -> Any:
             f"model {path}: config.json has no pretrained_cfg, so mean and deviation are unknown."
         )
     return config
+
+
+def check_local_model(recipe: Recipe) -> None:
+    """Check a model in a folder as far as its configuration goes, without building it.
+
+    Raises:
+        ModelError: If it brings code of its own, is no image classifier, or has no gradient
+            checkpointing although the recipe asks for it.
+    """
+    from transformers import PreTrainedConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
+
+    name = recipe.model.name_or_path
+    folder = local_path(name)
+    if not (folder / "config.json").is_file():
+        return  # on the Hub, or said when it is opened
+    try:
+        refuse_foreign_code(name, str(folder))
+        refuse_foreign_processor(name, str(folder))
+        content, _ = PreTrainedConfig.get_config_dict(str(folder))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"model {name} cannot be loaded: {first_line(error)}") from None
+    kind = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES.get(str(content.get("model_type")))
+    asked = [name for name in CHECKPOINTING if recipe.training_args.get(name)]
+    if isinstance(kind, str) and kind != "TimmWrapperForImageClassification" and asked:
+        import transformers
+
+        if not getattr(transformers, kind).supports_gradient_checkpointing:
+            raise ModelError(without_checkpointing(asked[0], name))
+
+
+def without_checkpointing(argument: str, name: str) -> str:
+    """Say that a model has no gradient checkpointing."""
+    return (
+        f"training_args.{argument}: {name} does not support it, so that it would have no effect; "
+        f"leave it out."
+    )
 
 
 def refuse_foreign_code(

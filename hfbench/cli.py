@@ -174,12 +174,16 @@ def validate_command(
 ) -> None:
     """Check recipes without running them; says too what this machine could not do."""
     from hfbench.environment import check_machine
-    from hfbench.recipe import load_recipe
+    from hfbench.recipe import load_recipe, local_path
 
     failed = 0
     for name in recipes:
         try:
             loaded = load_recipe(name)
+            if (local_path(loaded.model.name_or_path) / "config.json").is_file():
+                from hfbench.checkpoints import check_local_model  # takes torchvision
+
+                check_local_model(loaded)
         except HfbenchError as error:
             failed += 1
             say(error, file=sys.stderr)

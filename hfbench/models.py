@@ -19,11 +19,13 @@ from torchvision.transforms.v2 import functional as F
 
 from hfbench.bounds import require_memory
 from hfbench.checkpoints import (
+    CHECKPOINTING,
     build_image_processor,
     find_commit,
     is_known_without_checkpoint,
     load_config,
     read_normalization,
+    without_checkpointing,
 )
 from hfbench.connection import explain_hub_failure
 from hfbench.errors import ModelError, first_line
@@ -414,25 +416,23 @@ def _check_size(recipe: Recipe, config: Any) -> None:
 
 def _check_checkpointing(model: PreTrainedModel, recipe: Recipe) -> None:
     """Refuse gradient checkpointing for a model in which nothing would be recomputed."""
-    asked = [
-        name
-        for name in ("activation_checkpointing", "gradient_checkpointing")
-        if recipe.training_args.get(name)
-    ]
+    asked = [name for name in CHECKPOINTING if recipe.training_args.get(name)]
     if not asked:
         return
     try:
-        model.gradient_checkpointing_enable()
+        _switch_checkpointing(model, "enable")
         flags = ("gradient_checkpointing", "grad_checkpointing")  # transformers', timm's
         works = any(getattr(part, flag, False) for part in model.modules() for flag in flags)
-        model.gradient_checkpointing_disable()
+        _switch_checkpointing(model, "disable")
     except (ValueError, AttributeError, AssertionError, NotImplementedError):
         works = False
     if not works:
-        raise ModelError(
-            f"training_args.{asked[0]}: {recipe.model.name_or_path} does not support it, so that "
-            f"it would have no effect; leave it out."
-        )
+        raise ModelError(without_checkpointing(asked[0], recipe.model.name_or_path))
+
+
+def _switch_checkpointing(model: PreTrainedModel, way: str) -> None:
+    newer = getattr(model, f"activation_checkpointing_{way}", None)
+    (newer or getattr(model, f"gradient_checkpointing_{way}"))()
 
 
 def _check_forward(model: PreTrainedModel, size: int, classes: int, name: str) -> None:
