@@ -45,6 +45,11 @@ _FOREIGN_FILES = (
 )
 # Two names of one training argument, the older one last.
 CHECKPOINTING = ("activation_checkpointing", "gradient_checkpointing")
+# Names of configurations for how many layers there are; each takes time to build.
+_LAYERS = re.compile(r"(layers|depths?|blocks|stages)$")
+_MOST_LAYERS = 2000
+_MOST_CLASSES = 1_000_000
+_LARGEST_SIDE = 4096  # pixels
 _PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 _LARGEST_CONFIGURATION = 32 * 2**20  # bytes; 21,843 classes with names take 2 MiB
 
@@ -149,6 +154,7 @@ def refuse_foreign_code(
 
     refuse_large_files(path, where)
     content, _ = PreTrainedConfig.get_config_dict(path, revision=revision)
+    _refuse_giants(content, name, where)
     for key in ("auto_map", "custom_pipelines"):
         _refuse_key(content, key, name, "config.json", where)
     asked = content.get("attn_implementation") or content.get("_attn_implementation")
@@ -202,6 +208,28 @@ def refuse_foreign_processor(
     except OSError:  # there is none; a timm model keeps it in config.json
         return
     _refuse_key(content, "auto_map", name, "the image processor's configuration", where)
+    for key in ("size", "crop_size", "pad_size"):
+        size = content.get(key)
+        for length in size.values() if isinstance(size, dict) else [size]:
+            if isinstance(length, int | float) and length > _LARGEST_SIDE:
+                raise ModelError(
+                    f"{where}: the image processor of {name} makes images of {length:,} pixels a "
+                    f"side ({key}); expected at most {_LARGEST_SIDE:,}."
+                )
+
+
+def _refuse_giants(content: dict[str, Any], name: str, where: str) -> None:
+    """Refuse counts that transformers would count up to before anything can be said of them."""
+    for section in (content, *content.values()):
+        for key, value in section.items() if isinstance(section, dict) else ():
+            numbers = value if isinstance(value, list | tuple) else [value]
+            count = sum(number for number in numbers if isinstance(number, int))
+            most = _MOST_CLASSES if key == "num_labels" else _MOST_LAYERS
+            if (key == "num_labels" or _LAYERS.search(str(key))) and count > most:
+                raise ModelError(
+                    f"{where}: config.json of {name} says {key}={count:,}; expected at most "
+                    f"{most:,}."
+                )
 
 
 def is_foreign_kernel(attention: str) -> bool:

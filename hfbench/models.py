@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import logging
 import pickle
-import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -39,9 +38,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Names of configurations for how many layers there are; each takes time to build.
-_COUNT_OF_LAYERS = re.compile(r"(layers|depths?|blocks|stages)$")
-_MOST_LAYERS = 2000
 # Both resize uint8 with torchvision, bit for bit; what is left is float rounding in the
 # normalisation, about 1e-6.
 _PROCESSOR_TOLERANCE = 1e-4
@@ -388,16 +384,6 @@ def _check_size(recipe: Recipe, config: Any) -> None:
     name, config = recipe.model.name_or_path, copy.deepcopy(config)
     if not recipe.model.pretrained and hasattr(config, "image_size"):
         config.image_size = recipe.preprocessing.image_size
-    content = config.to_dict()
-    for section in (content, content.get("model_args") or {}, *content.values()):
-        for key, value in section.items() if isinstance(section, dict) else ():
-            numbers = value if isinstance(value, list | tuple) else [value]
-            counts = [number for number in numbers if isinstance(number, int)]
-            if _COUNT_OF_LAYERS.search(str(key)) and sum(counts) > _MOST_LAYERS:
-                raise ModelError(
-                    f"model {name}: config.json asks for {sum(counts):,} layers ({key}); expected "
-                    f"at most {_MOST_LAYERS:,}."
-                )
     from transformers import AutoModelForImageClassification
 
     try:

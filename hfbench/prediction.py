@@ -67,6 +67,9 @@ def _open_images(files: Sequence[str | os.PathLike[str]]) -> list[Any]:
     pictures, problems = [], []
     for file in files:
         try:
+            if os.path.exists(file) and not os.path.isfile(file) and not os.path.isdir(file):
+                problems.append(f"{file} is no file.")  # a pipe would be waited for
+                continue
             with Image.open(file) as picture:
                 if picture.mode[0] in "IF":
                     problems.append(f"{file} has more than 8 bits a channel; convert it to 8 bits.")
