@@ -176,6 +176,8 @@ def full_recipes(plan: Plan) -> list[Recipe]:
             "baseline": None if item.name == NONE else baseline,
         }
         content["training_args"]["push_to_hub"] = False
+        if not content["training_args"].get("dataloader_num_workers"):  # refused without workers
+            content["training_args"].pop("dataloader_multiprocessing_context", None)
         recipe, found = check_recipe(content)
         problems += found
         recipes += [recipe] if recipe else []

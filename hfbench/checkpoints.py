@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfbench.arguments import suggest
-from hfbench.errors import ModelError
+from hfbench.errors import ModelError, first_line
 from hfbench.preprocessing import Normalization
+from hfbench.recipe import local_path
 
 if TYPE_CHECKING:
     from hfbench.recipe import Recipe
@@ -42,6 +43,13 @@ _FOREIGN_FILES = (
     "pretrained_custom_load",
     "pretrained_strict",
 )
+# Two names of one training argument, the older one last.
+CHECKPOINTING = ("activation_checkpointing", "gradient_checkpointing")
+# Names of configurations for how many layers there are; each takes time to build.
+_LAYERS = re.compile(r"(layers|depths?|blocks|stages)$")
+_MOST_LAYERS = 2000
+_MOST_CLASSES = 1_000_000
+_LARGEST_SIDE = 4096  # pixels
 _PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 _LARGEST_CONFIGURATION = 32 * 2**20  # bytes; 21,843 classes with names take 2 MiB
 
@@ -89,6 +97,43 @@ def load_config(recipe: Recipe, path: str, revision: str | None) -> Any:
     return config
 
 
+def check_local_model(recipe: Recipe) -> None:
+    """Check a model in a folder as far as its configuration goes, without building it.
+
+    Raises:
+        ModelError: If it brings code of its own, is no image classifier, or has no gradient
+            checkpointing although the recipe asks for it.
+    """
+    from transformers import PreTrainedConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
+
+    name = recipe.model.name_or_path
+    folder = local_path(name)
+    if not (folder / "config.json").is_file():
+        return  # on the Hub, or said when it is opened
+    try:
+        refuse_foreign_code(name, str(folder))
+        refuse_foreign_processor(name, str(folder))
+        content, _ = PreTrainedConfig.get_config_dict(str(folder))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"model {name} cannot be loaded: {first_line(error)}") from None
+    kind = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES.get(str(content.get("model_type")))
+    asked = [name for name in CHECKPOINTING if recipe.training_args.get(name)]
+    if isinstance(kind, str) and kind != "TimmWrapperForImageClassification" and asked:
+        import transformers
+
+        if not getattr(transformers, kind).supports_gradient_checkpointing:
+            raise ModelError(without_checkpointing(asked[0], name))
+
+
+def without_checkpointing(argument: str, name: str) -> str:
+    """Say that a model has no gradient checkpointing."""
+    return (
+        f"training_args.{argument}: {name} does not support it, so that it would have no effect; "
+        f"leave it out."
+    )
+
+
 def refuse_foreign_code(
     name: str, path: str, revision: str | None = None, where: str = "model.name_or_path"
 ) -> None:
@@ -109,6 +154,7 @@ def refuse_foreign_code(
 
     refuse_large_files(path, where)
     content, _ = PreTrainedConfig.get_config_dict(path, revision=revision)
+    _refuse_giants(content, name, where)
     for key in ("auto_map", "custom_pipelines"):
         _refuse_key(content, key, name, "config.json", where)
     asked = content.get("attn_implementation") or content.get("_attn_implementation")
@@ -162,6 +208,28 @@ def refuse_foreign_processor(
     except OSError:  # there is none; a timm model keeps it in config.json
         return
     _refuse_key(content, "auto_map", name, "the image processor's configuration", where)
+    for key in ("size", "crop_size", "pad_size"):
+        size = content.get(key)
+        for length in size.values() if isinstance(size, dict) else [size]:
+            if isinstance(length, int | float) and length > _LARGEST_SIDE:
+                raise ModelError(
+                    f"{where}: the image processor of {name} makes images of {length:,} pixels a "
+                    f"side ({key}); expected at most {_LARGEST_SIDE:,}."
+                )
+
+
+def _refuse_giants(content: dict[str, Any], name: str, where: str) -> None:
+    """Refuse counts that transformers would count up to before anything can be said of them."""
+    for section in (content, *content.values()):
+        for key, value in section.items() if isinstance(section, dict) else ():
+            numbers = value if isinstance(value, list | tuple) else [value]
+            count = sum(number for number in numbers if isinstance(number, int))
+            most = _MOST_CLASSES if key == "num_labels" else _MOST_LAYERS
+            if (key == "num_labels" or _LAYERS.search(str(key))) and count > most:
+                raise ModelError(
+                    f"{where}: config.json of {name} says {key}={count:,}; expected at most "
+                    f"{most:,}."
+                )
 
 
 def is_foreign_kernel(attention: str) -> bool:

@@ -121,8 +121,9 @@ def recipe_command(
     """
     check_launch()
     with uncollected():
-        from hfbench.recipe import load_recipe
+        from hfbench.recipe import load_recipe, local_path
 
+        local_path(output_dir)  # refuses at once what no folder can be called
         loaded = load_recipe(recipe, overrides or [])
         from hfbench.runner import run_recipe
 
@@ -160,9 +161,10 @@ def list_command(
         for name, path in shipped_recipes().items():
             say(f"{name:28} {json.loads(path.read_text('utf-8'))['description']}")
         return
+    from hfbench.recipe import local_path
     from hfbench.result import find_runs
 
-    runs = list(find_runs(output_dir))
+    runs = list(find_runs(local_path(output_dir)))
     if not runs:
         say(f"No runs in {output_dir}. Begin with: hfbench recipe quickstart_tuned")
         return
@@ -178,12 +180,16 @@ def validate_command(
     """Check recipes without running them; says too what this machine could not do."""
     from hfbench.environment import check_machine
     from hfbench.precision import say_slow_precision
-    from hfbench.recipe import load_recipe
+    from hfbench.recipe import load_recipe, local_path
 
     failed = 0
     for name in recipes:
         try:
             loaded = load_recipe(name)
+            if (local_path(loaded.model.name_or_path) / "config.json").is_file():
+                from hfbench.checkpoints import check_local_model  # takes torchvision
+
+                check_local_model(loaded)
         except HfbenchError as error:
             failed += 1
             say(error, file=sys.stderr)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from hfbench.cli_options import print_json, say, show
 from hfbench.errors import DeviceError, HfbenchError, RecipeError
+from hfbench.harmless import shown
 
 if TYPE_CHECKING:
     from hfbench.progress import Progress
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from hfbench.suite import SuiteOutcome, Verdict
 
 _SEED_LIMIT = 2**32  # numpy's seeds are unsigned 32-bit integers
+_LONGEST_SEED = 10  # digits
 _HINT = "Half a minute a recipe measures what is unknown: add --dry-run --measure"
 
 
@@ -95,10 +97,14 @@ def parse_seeds(text: str, repeats: int | None = None) -> list[int]:
         RecipeError: If there is anything else in it, or not as many as `repeats`.
     """
     words = [word.strip() for word in text.split(",")]
-    wrong = [word for word in words if not word.isdecimal() or int(word) >= _SEED_LIMIT]
+    wrong = [
+        word
+        for word in words
+        if not word.isdecimal() or len(word) > _LONGEST_SEED or int(word) >= _SEED_LIMIT
+    ]
     if wrong or len(set(map(int, words))) < len(words):
         raise RecipeError(
-            f"--seeds: found {text!r}, expected different whole numbers from 0 to "
+            f"--seeds: found {shown(text)}, expected different whole numbers from 0 to "
             f"{_SEED_LIMIT - 1}, as in 1,2,3."
         )
     if repeats not in (None, len(words)):

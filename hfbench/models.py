@@ -21,11 +21,13 @@ from torchvision.transforms.v2 import functional as F
 
 from hfbench.bounds import require_memory
 from hfbench.checkpoints import (
+    CHECKPOINTING,
     build_image_processor,
     find_commit,
     is_known_without_checkpoint,
     load_config,
     read_normalization,
+    without_checkpointing,
 )
 from hfbench.connection import explain_hub_failure
 from hfbench.errors import ModelError, first_line
@@ -39,9 +41,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Names of configurations for how many layers there are; each takes time to build.
-_COUNT_OF_LAYERS = re.compile(r"(layers|depths?|blocks|stages)$")
-_MOST_LAYERS = 2000
 # Both resize uint8 with torchvision, bit for bit; what is left is float rounding in the
 # normalisation, about 1e-6.
 _PROCESSOR_TOLERANCE = 1e-4
@@ -399,16 +398,6 @@ def _check_size(recipe: Recipe, config: Any) -> None:
     name, config = recipe.model.name_or_path, copy.deepcopy(config)
     if not recipe.model.pretrained and hasattr(config, "image_size"):
         config.image_size = recipe.preprocessing.image_size
-    content = config.to_dict()
-    for section in (content, content.get("model_args") or {}, *content.values()):
-        for key, value in section.items() if isinstance(section, dict) else ():
-            numbers = value if isinstance(value, list | tuple) else [value]
-            counts = [number for number in numbers if isinstance(number, int)]
-            if _COUNT_OF_LAYERS.search(str(key)) and sum(counts) > _MOST_LAYERS:
-                raise ModelError(
-                    f"model {name}: config.json asks for {sum(counts):,} layers ({key}); expected "
-                    f"at most {_MOST_LAYERS:,}."
-                )
     from transformers import AutoModelForImageClassification
 
     try:
@@ -427,25 +416,23 @@ def _check_size(recipe: Recipe, config: Any) -> None:
 
 def _check_checkpointing(model: PreTrainedModel, recipe: Recipe) -> None:
     """Refuse gradient checkpointing for a model in which nothing would be recomputed."""
-    asked = [
-        name
-        for name in ("activation_checkpointing", "gradient_checkpointing")
-        if recipe.training_args.get(name)
-    ]
+    asked = [name for name in CHECKPOINTING if recipe.training_args.get(name)]
     if not asked:
         return
     try:
-        model.gradient_checkpointing_enable()
+        _switch_checkpointing(model, "enable")
         flags = ("gradient_checkpointing", "grad_checkpointing")  # transformers', timm's
         works = any(getattr(part, flag, False) for part in model.modules() for flag in flags)
-        model.gradient_checkpointing_disable()
+        _switch_checkpointing(model, "disable")
     except (ValueError, AttributeError, AssertionError, NotImplementedError):
         works = False
     if not works:
-        raise ModelError(
-            f"training_args.{asked[0]}: {recipe.model.name_or_path} does not support it, so that "
-            f"it would have no effect; leave it out."
-        )
+        raise ModelError(without_checkpointing(asked[0], recipe.model.name_or_path))
+
+
+def _switch_checkpointing(model: PreTrainedModel, way: str) -> None:
+    newer = getattr(model, f"activation_checkpointing_{way}", None)
+    (newer or getattr(model, f"gradient_checkpointing_{way}"))()
 
 
 def _check_forward(model: PreTrainedModel, size: int, classes: int, name: str) -> None:

@@ -69,7 +69,11 @@ def _open_images(files: Sequence[str | os.PathLike[str]]) -> list[Any]:
     pictures, problems = [], []
     for file in files:
         try:
-            with Image.open(local_path(file)) as picture:
+            place = local_path(file)
+            if place.exists() and not place.is_file() and not place.is_dir():
+                problems.append(f"{file} is no file.")  # a pipe would be waited for
+                continue
+            with Image.open(place) as picture:
                 if picture.mode[0] in "IF":
                     problems.append(f"{file} has more than 8 bits a channel; convert it to 8 bits.")
                     continue

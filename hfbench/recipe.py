@@ -405,16 +405,12 @@ def _credential_problem(text: str) -> str | None:
 
 
 def _find(name_or_path: str | os.PathLike[str]) -> Path:
-    path = local_path(name_or_path)
     try:
-        if str(name_or_path) and path.is_file():
-            return path
-    except OSError:  # a name too long for this file system
-        raise RecipeError(
-            f"No recipe {shown_name(str(name_or_path))}: this is too long for the name of a file."
-        ) from None
-    except ValueError as error:
-        raise RecipeError(f"No recipe {shown_name(str(name_or_path))}: {error}.") from None
+        path = local_path(name_or_path)
+    except RecipeError as error:
+        raise RecipeError(f"No recipe {error}") from None
+    if str(name_or_path) and path.is_file():
+        return path
     shipped = shipped_recipes()
     name = str(name_or_path).removesuffix(".json")
     if name in shipped:
@@ -503,11 +499,21 @@ def _fields_at(keys: Sequence[str]) -> list[str]:
 
 
 def local_path(name: str | os.PathLike[str]) -> Path:
-    """Return a name as a path, ``~`` expanded where there is such a home."""
+    """Return a name as a path, ``~`` expanded where there is such a home.
+
+    Raises:
+        RecipeError: If no file can have that name, or nobody may look whether there is one.
+    """
     try:
-        return Path(name).expanduser()
+        path = Path(name).expanduser()
     except RuntimeError:
-        return Path(name)
+        path = Path(name)
+    try:
+        path.exists()
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        raise RecipeError(f"{shown_name(str(name))} cannot be looked for: {why}.") from None
+    return path
 
 
 def looks_like_path(name: str) -> bool:
@@ -523,8 +529,8 @@ def _missing_file(where: str, name: str) -> list[str]:
     try:
         if local_path(name).exists() or not looks_like_path(name):
             return []
-    except OSError as error:  # too long, or a folder that must not be looked into
-        return [f"{where}: {shown(name)} cannot be looked at: {error.strerror}."]
+    except RecipeError as error:
+        return [f"{where}: {error}"]
     return [
         f"{where}: {shown(name)} does not exist (looked in {Path.cwd()}); give an existing "
         f"folder or a name on the Hub."

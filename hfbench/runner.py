@@ -28,7 +28,7 @@ from hfbench.environment import (
     is_main_process,
     requested_processes,
 )
-from hfbench.errors import DeviceError, Interrupted
+from hfbench.errors import DeviceError, Interrupted, RecipeError
 from hfbench.folders import (
     find_earlier_run,
     hold,
@@ -42,7 +42,7 @@ from hfbench.manifest import has_checkpoint, newest_checkpoint
 from hfbench.models import save_model
 from hfbench.precision import log_slow_precision
 from hfbench.rechecking import output_folder, recheck
-from hfbench.recipe import Recipe
+from hfbench.recipe import Recipe, local_path
 from hfbench.recording import describe_data, describe_model, record
 from hfbench.result import (
     CLOCK_FILE,
@@ -212,6 +212,10 @@ def check_run(recipe: Recipe, root: Path) -> tuple[TrainingArguments, hub.PushTa
 
 def find_unwritable(root: Path) -> list[str]:
     """Say why nothing can be put into a folder, which may have to be made; a sentence at most."""
+    try:
+        local_path(root)
+    except RecipeError as error:
+        return [f"--output-dir: {error}"]
     existing = next(path for path in (root, *root.resolve().parents) if path.exists())
     if not existing.is_dir():
         return [f"--output-dir: {existing} is a file; name a folder."]

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from hfbench import archives
 from hfbench.archives import find_archive
@@ -23,6 +24,7 @@ from hfbench.decoding import decode_images
 from hfbench.errors import DataError, HfbenchError, ModelError, RecipeError, ResultError
 from hfbench.models import load_model, open_model
 from hfbench.predicted import load_predictions
+from hfbench.prediction import predict
 from hfbench.recipe import check_recipe, load_recipe
 from hfbench.result import load_result, save_result
 from hfbench.sources import load_splits
@@ -57,8 +59,6 @@ def test_image_that_claims_to_be_huge_is_refused(size: tuple[int, int]) -> None:
 
 
 def test_images_that_fill_the_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    from PIL import Image
-
     buffer = io.BytesIO()
     Image.new("RGB", (1000, 1000)).save(buffer, "PNG")
     monkeypatch.setattr("psutil.virtual_memory", lambda: type("M", (), {"available": 4_000_000}))
@@ -200,6 +200,7 @@ def test_weights_whose_header_lies_are_refused(length: int, tmp_path: Path) -> N
     ("key", "value"),
     [
         ("num_hidden_layers", 10**9),
+        ("num_labels", 10**9),
         ("hidden_size", 2**30),
         ("intermediate_size", 10**14),
         ("image_size", 2**24),
@@ -294,3 +295,20 @@ def test_time_to_check_a_recipe_grows_no_faster_than_the_recipe(shape: str, tmp_
     seconds(10)
     assert seconds(800) < 7 * seconds(200) + 0.1
     assert seconds(20_000) < 5
+
+
+def test_image_processor_of_giant_images_is_refused(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "model", vit_config())
+    file = folder / "preprocessor_config.json"
+    size = {"height": 10**6, "width": 10**6}
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"size": size}))
+    Image.new("RGB", (32, 32)).save(tmp_path / "image.png")
+
+    with pytest.raises(ModelError, match="1,000,000 pixels"):
+        predict(str(folder), [tmp_path / "image.png"])
+
+
+def test_pipe_is_no_image_to_predict(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(DataError, match=r"pipe\.png is no file"):
+        predict("nosuch", [tmp_path / "pipe.png"])

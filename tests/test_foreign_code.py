@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from transformers import TimmWrapperConfig
+from transformers import ResNetConfig, TimmWrapperConfig
 
 from hfbench import cli
+from hfbench.checkpoints import check_local_model
 from hfbench.errors import ModelError
 from hfbench.models import load_model, open_model
 from hfbench.recipe import check_recipe
@@ -126,7 +127,7 @@ def test_a_run_refuses_code_that_comes_with_a_model(
     assert not (tmp_path / MARK).exists()
 
 
-@pytest.mark.parametrize("command", ["recipe", "doctor", "tune", "ablate"])
+@pytest.mark.parametrize("command", ["validate", "recipe", "doctor", "tune", "ablate"])
 def test_every_command_that_loads_a_model_refuses_its_code(
     command: str,
     model: Path,
@@ -218,3 +219,25 @@ def test_a_recipe_names_no_attention_from_the_hub() -> None:
     _, problems = check_recipe(content)
 
     assert any(problem.startswith("model.attn_implementation: ") for problem in problems)
+
+
+@pytest.mark.parametrize("argument", ["gradient_checkpointing", "activation_checkpointing"])
+def test_checkpointing_of_a_model_without_it_is_refused(argument: str, tmp_path: Path) -> None:
+    config = ResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", num_labels=10
+    )
+    config.image_size = 32
+    recipe = tiny_recipe(write_model(tmp_path / "resnet", config), pretrained=True)
+    asked = {**recipe.training_args, argument: True}
+    recipe = recipe.model_copy(update={"training_args": asked})
+    names = [str(n) for n in range(10)]
+
+    for refuse in (check_local_model, lambda given: load_model(given, open_model(given), names)):
+        with pytest.raises(ModelError, match=f"training_args.{argument}: .* no effect"):
+            refuse(recipe)
+
+
+def test_checkpointing_of_a_model_that_has_it_is_let_through(model: Path) -> None:
+    recipe = tiny_recipe(model, pretrained=True, gradient_checkpointing=True)
+    check_local_model(recipe)
+    load_model(recipe, open_model(recipe), [str(n) for n in range(10)])
