@@ -8,9 +8,12 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def expanded(path: Path | None) -> Path | None:
@@ -61,6 +64,9 @@ def uncollected() -> Iterator[None]:
         gc.enable()
 
 
+_UNBROKEN = 10_000  # characters
+
+
 def print_json(content: Any) -> None:
     """Print JSON; escaped, where the output cannot take every letter."""
     encoding = str(getattr(sys.stdout, "encoding", None) or "ascii")
@@ -74,5 +80,20 @@ def show(what: Any) -> None:
 
     console = Console()
     if not console.is_terminal:
-        console = Console(width=120)  # in a file or a pipe, lines should not break at 80
-    console.print(what)
+        console = Console(width=_UNBROKEN)  # in a file or a pipe a row is a line
+    print_whole(console, what)
+
+
+def print_whole(console: Console, what: Any) -> None:
+    """Print so that names and paths stay whole, to be copied, however narrow the terminal is."""
+    from rich.console import Group
+    from rich.text import Text
+
+    from hfbench.tables import with_whole_words
+
+    for part in what.renderables if isinstance(what, Group) else [what]:
+        if isinstance(part, Text):
+            lines = with_whole_words(part, console.width)
+            console.print(lines, overflow="ignore", crop=False)
+        else:
+            console.print(part, crop=False)
