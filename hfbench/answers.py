@@ -115,6 +115,11 @@ def _say_failure(chain: Sequence[BaseException], name: str) -> str | None:
             f"The connection to {where} broke while {name} was fetched. Try again; what has "
             f"arrived is kept. {CACHED}"
         )
+    return say_cache_trouble(chain)
+
+
+def say_cache_trouble(chain: Sequence[BaseException]) -> str | None:
+    """Say that the cache cannot take what was fetched or prepared, if that is what was raised."""
     for link in chain:
         if isinstance(link, OSError) and link.errno in (*_FULL, *_UNWRITABLE) and link.filename:
             trouble = "is full" if link.errno in _FULL else "cannot be written to"
