@@ -8,11 +8,14 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
 from hfbench.harmless import for_json, message
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def expanded(path: Path | None) -> Path | None:
@@ -25,6 +28,8 @@ def expanded(path: Path | None) -> Path | None:
 
     return None if path is None else output_folder(path, "--output-dir, -o")
 
+
+_UNBROKEN = 10_000  # characters
 
 OutputDir = Annotated[
     Path,
@@ -81,5 +86,20 @@ def show(what: Any) -> None:
 
     console = HarmlessConsole()
     if not console.is_terminal:
-        console = HarmlessConsole(width=120)  # in a file or a pipe, lines should not break at 80
-    console.print(what)
+        console = HarmlessConsole(width=_UNBROKEN)  # in a file or a pipe a row is a line
+    print_whole(console, what)
+
+
+def print_whole(console: Console, what: Any) -> None:
+    """Print so that names and paths stay whole, to be copied, however narrow the terminal is."""
+    from rich.console import Group
+    from rich.text import Text
+
+    from hfbench.tables import with_whole_words
+
+    for part in what.renderables if isinstance(what, Group) else [what]:
+        if isinstance(part, Text):
+            lines = with_whole_words(part, console.width)
+            console.print(lines, overflow="ignore", crop=False)
+        else:
+            console.print(part, crop=False)

@@ -8,8 +8,10 @@ import socket
 import sys
 import urllib.parse
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 
+from hfbench.answers import chain_of, kinds_of, say_answer
 from hfbench.errors import DataError, HfbenchError, HubError, ModelError, first_line
 
 logger = logging.getLogger(__name__)
@@ -73,16 +75,20 @@ def explain_hub_failure(
     from huggingface_hub import constants
     from huggingface_hub import errors as hub
 
-    chain = _chain(error)
-    kinds = {base.__name__ for link in chain for base in type(link).__mro__}
+    chain = chain_of(error)
+    kinds = kinds_of(chain)
     not_here = f"there is no folder {name} in {Path.cwd()}"
     failure = DataError if kind == "dataset" else ModelError
-    if any(isinstance(link, hub.GatedRepoError) for link in chain):
+    if _is_gated(chain):
+        folder = "datasets/" if kind == "dataset" else ""
         return HubError(
-            f'{name} is gated: accept its terms on the Hub, then log in with "hf auth login".'
+            f"{name} is gated: accept its terms on the Hub ({constants.ENDPOINT}/{folder}{name}), "
+            'then log in with "hf auth login".'
         )
     if any(isinstance(link, hub.RevisionNotFoundError) for link in chain):
         return failure(f"{kind}.revision: {name} has no such revision; leave it null for main.")
+    if not constants.HF_HUB_OFFLINE and (said := say_answer(error, name)):
+        return HubError(f"{option or kind + '.name_or_path'}: {said}")
     offline = constants.HF_HUB_OFFLINE or kinds & {
         "ConnectionError",
         "ConnectError",
@@ -104,7 +110,20 @@ def explain_hub_failure(
             f"Hub (or it is private: log in with "
             '"hf auth login").'
         )
-    return failure(f"{kind} {name} cannot be loaded: {first_line(chain[-1])}")
+    # A StopIteration at the bottom of a JSONDecodeError says only 0.
+    telling = [link for link in chain if any(map(str.isalpha, first_line(link)))]
+    return failure(f"{kind} {name} cannot be loaded: {first_line([error, *telling][-1])}")
+
+
+def _is_gated(chain: Sequence[BaseException]) -> bool:
+    """Tell whether terms have to be accepted; `datasets` says it in words alone."""
+    from huggingface_hub import errors as hub
+
+    return any(
+        isinstance(link, hub.GatedRepoError)
+        or (type(link).__name__ == "DatasetNotFoundError" and "gated dataset" in str(link))
+        for link in chain
+    )
 
 
 def _server_answers(endpoint: str) -> bool:
@@ -119,11 +138,3 @@ def _server_answers(endpoint: str) -> bool:
     except (OSError, ValueError):  # ValueError: an address whose port is no number
         return False
     return True
-
-
-def _chain(error: BaseException) -> list[BaseException]:
-    """Return an exception and what it was raised from, outermost first."""
-    chain = [error]
-    while (below := chain[-1].__cause__ or chain[-1].__context__) and below not in chain:
-        chain.append(below)
-    return chain

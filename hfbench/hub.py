@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hfbench.answers import say_answer
 from hfbench.errors import HubError, first_line
 from hfbench.harmless import fenced, for_json, for_markdown, for_terminal, without_credentials
 from hfbench.recipe import EMBEDDED_DATASETS, local_path
@@ -60,9 +61,8 @@ def check_push(recipe: Recipe) -> PushTarget | None:
         account: dict[str, Any] = huggingface_hub.HfApi().whoami(token=token)
     except Exception as error:  # http, connection and validation errors of several libraries
         raise HubError(
-            f"training_args.push_to_hub: the login cannot be checked: {first_line(error)} Log in "
-            f"again with "
-            f'"hf auth login", {instead}.'
+            f"training_args.push_to_hub: the login cannot be checked: {_say(error, 'the login')} "
+            f'Log in again with "hf auth login", {instead}.'
         ) from None
     name = args.get("hub_model_id") or recipe.name
     repo_id = name if "/" in name else f"{account['name']}/{name}"
@@ -128,7 +128,8 @@ def push(result: Result, folder: Path, target: PushTarget) -> HubInfo:
     except Exception as error:  # http and connection errors of several libraries
         raise HubError(
             f"The run is finished, but pushing {folder} to {target.repo_id} failed: "
-            f"{first_line(error)} Try again with the same command; nothing is trained anew."
+            f"{_say(error, target.repo_id)} Try again with the same command; nothing is trained "
+            "anew."
         ) from error
     return HubInfo(
         repo_id=repo_id,
@@ -136,6 +137,10 @@ def push(result: Result, folder: Path, target: PushTarget) -> HubInfo:
         url=without_credentials(f"{api.endpoint}/{repo_id}"),
         commit=commit.oid,
     )
+
+
+def _say(error: BaseException, name: str) -> str:
+    return say_answer(error, name) or first_line(error)
 
 
 def public_recipe(recipe: Recipe) -> Recipe:

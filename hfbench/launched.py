@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import shlex
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -72,12 +73,31 @@ def check_launch() -> None:
     """Refuse what launcher or shell say, if it would change or hinder what is measured.
 
     Raises:
-        DeviceError: If the launcher asks for another way of training, or if the environment says
-            that this is one of several processes, but no launcher is at work.
+        DeviceError: If there is no folder to work in, if the launcher asks for another way of
+            training, or if the environment says that this is one of several processes, but no
+            launcher is at work.
     """
+    _check_folders()
     _check_strategy()
     _check_leftovers()
     _warn_of_ignored()
+
+
+def _check_folders() -> None:
+    """Refuse to begin where libraries fail at the first temporary file, or relative path."""
+    try:
+        os.getcwd()
+    except OSError:
+        raise DeviceError(
+            "The folder that this was started in has been removed; change to another one: cd …"
+        ) from None
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError:
+        raise DeviceError(
+            "No folder for temporary files can be written to: neither TMPDIR nor /tmp, /var/tmp, "
+            "/usr/tmp and this folder. Name one that can: TMPDIR=FOLDER"
+        ) from None
 
 
 def _check_strategy() -> None:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from hfbench.answers import chain_of, say_cache_trouble
 from hfbench.archives import Archive, find_archive, find_archive_files
 from hfbench.arguments import suggest
 from hfbench.bounds import require_memory
@@ -418,7 +419,8 @@ def _load_table(dataset: DatasetSection) -> datasets.DatasetDict:
             raise explain_hub_failure("dataset", name, error) from error
         if isinstance(error, IndexError):  # what `load_from_disk` raises for no rows
             raise DataError(f"{name}: a split is empty.") from error
-        raise DataError(f"{name} cannot be loaded as a data set: {_root_cause(error)}") from error
+        said = say_cache_trouble(chain_of(error)) or _root_cause(error)
+        raise DataError(f"{name} cannot be loaded as a data set: {said}") from error
     if not isinstance(loaded, datasets.DatasetDict):
         raise DataError(
             f"{name} is one data set without splits; save a DatasetDict with "

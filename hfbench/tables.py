@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from rich.console import Group
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, Group, RenderResult
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -27,10 +30,58 @@ _RUN_COLUMNS = (
     "execution",
     "images/s",
 )
+_FRAME = 3  # characters beside a cell: a border and a space on both sides
+_INDENT = "  "
+_BETWEEN = " | "  # cells that are written behind each other
 
 
 class PlainTable(Table):
-    """A table whose cells are shown as they are: rich would take [brackets] for markup."""
+    """A table whose cells are shown as they are, and whose words stay whole.
+
+    rich would take [brackets] for markup, and break names to fit a narrow terminal, so that they
+    could be neither read nor copied. Where not even the longest words of all columns fit side by
+    side, each row is written as a few lines instead: its name, and what is known under it.
+    """
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Render as a table if all words fit, else as lines."""
+        columns = [[column.header, *column.cells] for column in self.columns]
+        sizes = [[Measurement.get(console, options, cell) for cell in cells] for cells in columns]
+        least = [max(size.minimum for size in column) for column in sizes]
+        most = [max(size.maximum for size in column) for column in sizes]
+        given = [column.width for column in self.columns]
+        most = [max(a, width or b) for a, b, width in zip(least, most, given, strict=True)]
+        room = options.max_width - _FRAME * len(columns) - 1 - sum(least)
+        if room < 0:
+            yield from self._as_lines(options.max_width)
+            return
+        wanted = sum(most) - sum(least)
+        share = min(1.0, room / wanted) if wanted else 0.0
+        try:
+            for column, a, b in zip(self.columns, least, most, strict=True):
+                column.width = a + int((b - a) * share)
+            yield from list(super().__rich_console__(console, options))
+        finally:
+            for column, width in zip(self.columns, given, strict=True):
+                column.width = width
+
+    def _as_lines(self, width: int) -> Iterator[Text]:
+        """Write each row as its name, and under it each cell behind its column's heading."""
+        headings = [_text(column.header) for column in self.columns]
+        named = next((at for at, heading in enumerate(headings) if heading.plain), 0)
+        if self.title:
+            yield with_whole_words(_text(self.title), width)
+        for cells in zip(*(column.cells for column in self.columns), strict=True):
+            texts = [_text(cell) for cell in cells]
+            name = Text(" ").join(text for text in texts[: named + 1] if text.plain)
+            if name.plain:
+                yield with_whole_words(name, width)
+            items = [
+                Text.assemble(heading, " ", text)
+                for heading, text in zip(headings[named + 1 :], texts[named + 1 :], strict=True)
+                if text.plain
+            ]
+            yield from _packed(items, width)
 
     def add_column(self, header: Any = "", *others: Any, **options: Any) -> None:
         """Add a column whose heading is no markup."""
@@ -43,6 +94,50 @@ class PlainTable(Table):
 
 def _plain(cell: Any) -> Any:
     return Text(for_terminal(cell)) if isinstance(cell, str) else cell
+
+
+def _text(cell: Any) -> Text:
+    return cell if isinstance(cell, Text) else Text(for_terminal(str(cell)))
+
+
+def _packed(items: Sequence[Text], width: int) -> Iterator[Text]:
+    """Put as many items on a line as fit, each line a little to the right."""
+    line: list[Text] = []
+    for item in items:
+        wide = sum(part.cell_len + len(_BETWEEN) for part in line) + item.cell_len + len(_INDENT)
+        if line and wide > width:
+            yield _indented(line, width)
+            line = []
+        line.append(item)
+    if line:
+        yield _indented(line, width)
+
+
+def _indented(items: Sequence[Text], width: int) -> Text:
+    return with_whole_words(Text.assemble(_INDENT, Text(_BETWEEN).join(items)), width, _INDENT)
+
+
+def with_whole_words(text: Text, width: int, indent: str = "") -> Text:
+    """Break lines between words only: a name or path has to be copied.
+
+    Args:
+        text: Several lines, maybe.
+        width: Of the terminal; words that are wider are left to it.
+        indent: Before each line but the first.
+    """
+    if max(map(cell_len, text.plain.split("\n")), default=0) <= width:
+        return text
+    lines = (
+        textwrap.fill(
+            line,
+            width,
+            subsequent_indent=indent,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        for line in text.plain.split("\n")
+    )
+    return Text("\n".join(lines), style=text.style, overflow="ignore")  # no more breaks
 
 
 def result_table(result: Result) -> Group:

@@ -236,3 +236,29 @@ def test_variable_that_decides_over_a_gpu_is_refused(
         "training_args.tf32",
         "training_args.use_cpu",
     ]
+
+
+def test_folder_that_was_removed_is_said(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    shell()
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+
+    assert "has been removed; change to another one" in refusal()
+    with pytest.raises(DeviceError, match="has been removed"):
+        run_recipe(tiny_recipe(), tmp_path)
+
+
+def test_missing_folder_for_temporary_files_is_said(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fail() -> str:
+        raise FileNotFoundError(2, "No usable temporary directory found")
+
+    shell()
+    monkeypatch.setattr(launched.tempfile, "gettempdir", fail)
+
+    assert "TMPDIR=FOLDER" in refusal()
