@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,6 +51,30 @@ Overrides = Annotated[
         show_default=False,
     ),
 ]
+
+
+def count_of_repeats(value: int | None) -> int | None:
+    """Refuse a number of repeats that nobody waits for, before anything is loaded.
+
+    Raises:
+        RecipeError: With the numbers that are taken.
+    """
+    if value is not None:
+        from hfbench.schedule import check_count
+
+        check_count(value)
+    return value
+
+
+def finite(value: float | None) -> float | None:
+    """Refuse what is no number: ``nan`` is neither below a lower bound nor above an upper one.
+
+    Raises:
+        typer.BadParameter: If it is not finite.
+    """
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is no finite number.")
+    return value
 
 
 @contextlib.contextmanager

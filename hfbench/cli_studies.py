@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hfbench.cli_options import AsJson, OutputDir, Overrides, print_json, say, show
+from hfbench.cli_options import (
+    AsJson,
+    OutputDir,
+    Overrides,
+    count_of_repeats,
+    finite,
+    print_json,
+    say,
+    show,
+)
 from hfbench.errors import RecipeError, ResultError
 from hfbench.launched import check_alone
 
@@ -18,6 +27,8 @@ if TYPE_CHECKING:
     from hfbench.comparison import Comparison
 
 studies = typer.Typer()
+_MOST_STEPS = 100_000
+_MOST_ROUNDS = 1000
 
 
 @studies.command("suite")
@@ -33,7 +44,9 @@ def suite_command(
     repeats: Annotated[
         int | None,
         typer.Option(
-            "--repeats", min=1, help="Runs of each recipe, each with its own seed (default: 3)."
+            "--repeats",
+            callback=count_of_repeats,
+            help="Runs of each recipe, each with its own seed (default: 3).",
         ),
     ] = None,
     seeds: Annotated[
@@ -184,7 +197,13 @@ def doctor_command(
     overrides: Overrides = None,
     seconds: Annotated[
         float,
-        typer.Option("--seconds", min=1, max=3600, help="For measuring; loading comes on top."),
+        typer.Option(
+            "--seconds",
+            min=1,
+            max=3600,
+            callback=finite,
+            help="For measuring; loading comes on top.",
+        ),
     ] = 30,
     as_json: AsJson = False,
 ) -> None:
@@ -228,6 +247,7 @@ def ablate_command(
         typer.Option(
             "--steps",
             min=1,
+            max=_MOST_STEPS,
             help="Optimizer steps of a window, warm-up not counted.  [default: enough for 2 s]",
             show_default=False,
         ),
@@ -237,6 +257,7 @@ def ablate_command(
         typer.Option(
             "--rounds",
             min=1,
+            max=_MOST_ROUNDS,
             help="Windows of each configuration, in turn with the others.  [default: 5]",
             show_default=False,
         ),
@@ -248,7 +269,7 @@ def ablate_command(
         int | None,
         typer.Option(
             "--repeats",
-            min=1,
+            callback=count_of_repeats,
             help="With --full: runs of each configuration, each with its own seed.  [default: 3]",
             show_default=False,
         ),

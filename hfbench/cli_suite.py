@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from hfbench.suite import SuiteOutcome, Verdict
 
 _SEED_LIMIT = 2**32  # numpy's seeds are unsigned 32-bit integers
-_LONGEST_SEED = 10  # digits
+_SEED_DIGITS = 10
 _HINT = "Half a minute a recipe measures what is unknown: add --dry-run --measure"
 
 
@@ -94,14 +94,12 @@ def parse_seeds(text: str, repeats: int | None = None) -> list[int]:
     """Read ``1,2,3``.
 
     Raises:
-        RecipeError: If there is anything else in it, or not as many as `repeats`.
+        RecipeError: If there is anything else in it, not as many as `repeats`, or too many.
     """
+    from hfbench.schedule import check_count
+
     words = [word.strip() for word in text.split(",")]
-    wrong = [
-        word
-        for word in words
-        if not word.isdecimal() or len(word) > _LONGEST_SEED or int(word) >= _SEED_LIMIT
-    ]
+    wrong = [word for word in words if not _is_seed(word)]
     if wrong or len(set(map(int, words))) < len(words):
         raise RecipeError(
             f"--seeds: found {shown(text)}, expected different whole numbers from 0 to "
@@ -112,7 +110,13 @@ def parse_seeds(text: str, repeats: int | None = None) -> list[int]:
             f"--repeats {repeats} and --seeds with {len(words)} seeds contradict each other; leave "
             f"out --repeats."
         )
+    check_count(len(words), "--seeds")
     return [int(word) for word in words]
+
+
+def _is_seed(word: str) -> bool:
+    # Of more digits Python may refuse to read a number.
+    return word.isdecimal() and len(word.lstrip("0")) <= _SEED_DIGITS and int(word) < _SEED_LIMIT
 
 
 def show_plan(plan: Plan, measured: bool, as_json: bool) -> None:

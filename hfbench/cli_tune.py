@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hfbench.cli_options import AsJson, Overrides, expanded, print_json, say, show
+from hfbench.cli_options import AsJson, Overrides, expanded, finite, print_json, say, show
 from hfbench.launched import check_alone
 
 if TYPE_CHECKING:
@@ -30,7 +30,13 @@ def tune_command(
     overrides: Overrides = None,
     seconds: Annotated[
         float,
-        typer.Option("--seconds", min=5, max=86400, help="For measuring; loading comes on top."),
+        typer.Option(
+            "--seconds",
+            min=5,
+            max=86400,
+            callback=finite,
+            help="For measuring; loading comes on top.",
+        ),
     ] = 90,
     larger_batch: Annotated[
         bool,
@@ -45,6 +51,7 @@ def tune_command(
         typer.Option(
             "--memory",
             min=1,
+            callback=finite,
             help="MiB that training may take: of the device, on a CPU of the process (default: "
             "what is free).",
             show_default=False,

@@ -6,11 +6,12 @@ The module is not called `compare`, since it would hide the function of that nam
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from hfbench.attribution import say_attribution
+from hfbench.balance import say_order
 from hfbench.differing import (
     Difference,
     beyond_techniques,
@@ -20,13 +21,17 @@ from hfbench.differing import (
     refusals,
 )
 from hfbench.errors import ComparisonError
-from hfbench.intervals import Interval
+from hfbench.intervals import LEVEL, Interval, holm
 from hfbench.paired import Differences, differences
 from hfbench.predicted import Predictions, load_predictions
 from hfbench.repeats import check_repeats, pair_by_seed, seeds_of_pairs
 from hfbench.result import Result
 from hfbench.rows import EXECUTION_TIME, TEST_ACCURACY, Row, build_rows
 from hfbench.verdict import (
+    FASTER,
+    NO_DIFFERENCE,
+    NOT_IN_TURN,
+    SLOWER,
     UNDECIDED,
     AccuracyVerdict,
     TechniqueChange,
@@ -62,6 +67,9 @@ class Comparison:
         circumstances: What else differs: what was applied, commit, kernel, sessions.
         notes: What a reader has to know, a sentence each.
         sentence: The verdict.
+        order: That the runs of the two sides were not made in turn, a sentence; ``None`` if they
+            were. It stands in `sentence` too.
+        family: Candidates whose speeds are judged together; see `judge_together`.
         ablation: What an ablation of the candidate found for each technique alone, a sentence;
             ``None`` if none lies beside its runs.
     """
@@ -79,6 +87,8 @@ class Comparison:
     circumstances: list[Difference]
     notes: list[str]
     sentence: str
+    order: str | None = None
+    family: int = 1
     ablation: str | None = None
 
 
@@ -122,12 +132,7 @@ def compare(
     )
     techniques = changed_techniques(before[0], after[0])
     beyond = beyond_techniques(before, after)
-    clauses = [
-        say_speed(speed, speedup),
-        say_accuracy(accuracy),
-        say_cause(speed, techniques, list(map(str, beyond))),
-    ]
-    return Comparison(
+    found = Comparison(
         baseline=before,
         candidate=after,
         pairs=len(before),
@@ -140,8 +145,51 @@ def compare(
         settings=differing_settings(before[0], after[0]),
         circumstances=circumstances(before[0], after[0]),
         notes=notes + more,
-        sentence=write_sentence(clauses),
+        sentence="",
+        order=say_order(before, after),
         ablation=say_attribution(after),
+    )
+    return replace(found, sentence=_write(found))
+
+
+def judge_together(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """Judge candidates that are looked at side by side, so that any false claim of speed is rare.
+
+    Of twelve candidates without any effect one is called faster or slower in more than every third
+    report if each is judged by itself. So the p-values of their execution times are adjusted
+    (`hfbench.intervals.holm`); a candidate whose adjusted one is above 0.05 is not called faster or
+    slower. Intervals stay what they are: each of one candidate.
+
+    Args:
+        comparisons: From `compare`, in any order.
+
+    Returns:
+        The same in the same order, with `family`, and `speed` and `sentence` judged anew.
+    """
+    times = [found.rows[0].p for found in comparisons]
+    known = [p for p in times if p is not None]
+    adjusted = iter(holm(known))
+    judged = []
+    for found, p in zip(comparisons, times, strict=True):
+        shown = p is None or next(adjusted) <= 1 - LEVEL
+        speed = found.speed if shown or found.speed not in (FASTER, SLOWER) else NO_DIFFERENCE
+        found = replace(found, speed=speed, family=max(1, len(known)))
+        judged.append(replace(found, sentence=_write(found)))
+    return judged
+
+
+def _write(found: Comparison) -> str:
+    """Put a comparison into one sentence."""
+    speedup = _interval(found.rows[0])
+    alone = judge_speed(speedup) if speedup else UNDECIDED
+    others = found.family if alone != found.speed else 1
+    return write_sentence(
+        [
+            say_speed(found.speed, speedup, others),
+            say_accuracy(found.accuracy),
+            say_cause(found.speed, found.techniques, list(map(str, found.beyond))),
+            NOT_IN_TURN if found.order else "",
+        ]
     )
 
 

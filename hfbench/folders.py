@@ -10,7 +10,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -83,7 +83,11 @@ class Matches:
 
 
 def match_runs(
-    recipe: Recipe, runs: Sequence[Run], environment: Environment, world_size: int
+    recipe: Recipe,
+    runs: Sequence[Run],
+    environment: Environment,
+    world_size: int,
+    load: Callable[[Path], Result] = load_result,
 ) -> Matches:
     """Find the runs of a recipe that count here: same digest, environment and processes.
 
@@ -92,6 +96,7 @@ def match_runs(
         runs: From `find_runs`.
         environment: Of a run that would be made now.
         world_size: The same.
+        load: Loads the result in a folder; who asks often passes one that remembers.
     """
     found = Matches([], [], [], [])
     digest = recipe.digest()
@@ -101,25 +106,23 @@ def match_runs(
         if run.recipe.digest() != digest:
             continue
         try:
-            there = _where(run)
+            result = load(run.folder) if run.finished else None
         except ResultError as error:
             found.unreadable.append(str(error))
             continue
+        there = (result.environment, result.training.world_size) if result else _where(run)
         differences = _differences(there, environment, world_size) if there else []
         if differences:
             found.elsewhere.append(Elsewhere(run.folder, run.finished, differences))
-        elif run.finished:
-            found.finished.append(load_result(run.folder))
+        elif result:
+            found.finished.append(result)
         else:
             found.unfinished.append(run.folder)
     return found
 
 
 def _where(run: Run) -> tuple[Environment, int] | None:
-    """Return environment and processes of a run, ``None`` if it has not come so far."""
-    if run.finished:
-        result = load_result(run.folder)
-        return result.environment, result.training.world_size
+    """Return environment and processes of an unfinished run, ``None`` if it is not so far yet."""
     try:
         text = (run.folder / "checkpoints" / _ENVIRONMENT_FILE).read_text("utf-8")
         content = json.loads(text)

@@ -64,6 +64,21 @@ def mean_interval(values: Sequence[float] | np.ndarray) -> Interval:
     return Interval(mean, mean - half, mean + half)
 
 
+def mean_p_value(values: Sequence[float] | np.ndarray) -> float | None:
+    """Return the two-sided p-value of Student's t test that the mean is 0; none of a single value.
+
+    It is below 0.05 where the interval of `mean_interval` does not hold 0.
+    """
+    found = np.asarray(values, dtype=np.float64)
+    mean, scatter = float(found.mean()), float(np.ptp(found))
+    if found.size < 2:
+        return None
+    if scatter == 0:
+        return float(mean == 0)
+    error = float(found.std(ddof=1)) / np.sqrt(found.size)
+    return float(2 * stats.t.sf(abs(mean) / error, found.size - 1))
+
+
 def seeds_and_images_interval(
     differences: np.ndarray, resampled: np.ndarray, level: float = LEVEL, seed: int = 0
 ) -> Interval:

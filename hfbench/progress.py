@@ -88,6 +88,22 @@ class Progress:
     stopping: bool = False
 
 
+def by_recipe(runs: Sequence[SuiteRun]) -> dict[str, list[SuiteRun]]:
+    """Return the runs of each recipe in their order, each baseline before its candidates."""
+    baselines = {run.planned.recipe.name: run.planned.recipe.baseline for run in runs}
+
+    def line(name: str) -> list[str]:
+        names = [name]
+        while (above := baselines.get(names[0])) in baselines and above not in names:
+            names.insert(0, str(above))
+        return names
+
+    return {
+        name: [run for run in runs if run.planned.recipe.name == name]
+        for name in sorted(baselines, key=line)
+    }
+
+
 class LogReader:
     """Follows the log of a run that another process writes; reads each line once."""
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hfbench.intervals import Interval, ratio_interval
+from hfbench.intervals import Interval, mean_p_value, ratio_interval
 from hfbench.paired import Differences
 from hfbench.result import Result
 
@@ -33,6 +33,7 @@ class Row:
         points: Candidate less baseline in percentage points; ``None`` for everything but shares.
         low: Lower end of the 95 % interval of `speedup` or `points`; ``None`` if there is none.
         high: Upper end.
+        p: Two-sided p-value of a `speedup` of 1, by Student's t; ``None`` if there is none.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Row:
     points: float | None
     low: float | None = None
     high: float | None = None
+    p: float | None = None
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,7 @@ def _ratio_row(quantity: _Quantity, baseline: Sequence[Result], candidate: Seque
         None,
         gain.low,
         gain.high,
+        mean_p_value(np.log(ratios)) if ratios and whole else None,
     )
 
 

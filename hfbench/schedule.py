@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -9,14 +11,16 @@ from pathlib import Path
 from statistics import fmean
 
 from hfbench.environment import Environment, check_machine
-from hfbench.errors import DeviceError, HfbenchError, RecipeError
+from hfbench.errors import DeviceError, HfbenchError, RecipeError, ResultError, listed
 from hfbench.folders import Matches, match_runs
 from hfbench.launching import build_command, probe_environment
 from hfbench.recipe import Recipe, load_recipe
-from hfbench.result import Result, Run, find_runs
+from hfbench.result import Result, Run, find_runs, load_result
 
 STARTUP_SECONDS = 10.0  # imports; total_seconds begins after them
+MOST_REPEATS = 1000
 _DEFAULT_SEED = 42  # of TrainingArguments, whose import takes seconds
+_SEED_LIMIT = 2**32  # numpy's seeds are unsigned 32-bit integers
 
 
 @dataclass(frozen=True)
@@ -124,24 +128,42 @@ def unique(recipes: Iterable[Recipe]) -> list[Recipe]:
 
 
 def order_recipes(recipes: Sequence[Recipe]) -> list[Recipe]:
-    """Put each candidate directly behind its baseline, else keep the order."""
-    names = {recipe.name for recipe in recipes}
-    ordered: dict[str, Recipe] = {}
+    """Put the recipes of one repeat into a random order; what is compared stays together.
 
-    def add(recipe: Recipe) -> None:
-        if recipe.name in ordered:
-            return
-        ordered[recipe.name] = recipe
-        for other in recipes:
-            if other.baseline == recipe.name:
-                add(other)
+    A machine that drifts favours whatever it runs first, or last. Where chance decides, with even
+    odds, whether a candidate runs before or after its baseline, drift scatters the repeats'
+    differences instead of shifting them, and the interval over repeats covers it (Fisher, The
+    Design of Experiments, 1935).
 
+    Chance is SHA-256 of seed and names alone: neither how the recipes are listed nor what is
+    finished matters, and whoever knows the seeds can check the order.
+
+    Args:
+        recipes: Each name once, seeds set.
+
+    Returns:
+        The same recipes. Those that are connected by their baselines stand side by side, in any
+        order among themselves; so do these groups.
+    """
+    ordered = sorted(recipes, key=lambda recipe: _draw([recipe]))
+    return [recipe for group in sorted(_groups(ordered), key=_draw) for recipe in group]
+
+
+def _draw(recipes: Sequence[Recipe]) -> str:
+    """Return a random number, drawn once and for all for these names and seeds."""
+    names = sorted([seed_of(recipe), recipe.name] for recipe in recipes)
+    return hashlib.sha256(json.dumps(names).encode()).hexdigest()
+
+
+def _groups(recipes: Sequence[Recipe]) -> list[list[Recipe]]:
+    """Divide recipes into those that their baselines connect, each group in the given order."""
+    members = {recipe.name: {recipe.name} for recipe in recipes}
     for recipe in recipes:
-        if recipe.baseline not in names:
-            add(recipe)
-    for recipe in recipes:  # those whose baselines go round in a circle
-        add(recipe)
-    return list(ordered.values())
+        if recipe.baseline in members:
+            together = members[recipe.name] | members[recipe.baseline]
+            members |= dict.fromkeys(together, together)
+    groups = {frozenset(names): names for names in members.values()}
+    return [[recipe for recipe in recipes if recipe.name in names] for names in groups.values()]
 
 
 def repeat_recipes(
@@ -156,16 +178,40 @@ def repeat_recipes(
             run of the recipe counts as the first repeat.
 
     Returns:
-        The whole list for the first repeat, then for the second, and so on; seeds are set.
+        All recipes for the first repeat, in an order of its own (`order_recipes`), then for the
+        second, and so on; seeds are set.
+
+    Raises:
+        RecipeError: If there are too many repeats, or seeds that are none.
     """
-    ordered = order_recipes(recipes)
     if seeds is not None:
-        return [with_seed(recipe, seed) for seed in dict.fromkeys(seeds) for recipe in ordered]
-    return [
-        with_seed(recipe, seed_of(recipe) + repeat)
-        for repeat in range(repeats)
-        for recipe in ordered
-    ]
+        check_count(len(seeds), "--seeds")
+        sets = [[with_seed(recipe, seed) for recipe in recipes] for seed in dict.fromkeys(seeds)]
+    else:
+        check_count(repeats)
+        sets = [
+            [with_seed(recipe, seed_of(recipe) + repeat) for recipe in recipes]
+            for repeat in range(repeats)
+        ]
+    beyond = [recipe.name for recipe in sets[-1] if seed_of(recipe) >= _SEED_LIMIT]
+    if beyond:
+        raise RecipeError(
+            f"training_args.seed of {listed(beyond)}: {repeats} repeats need seeds up to it + "
+            f"{repeats - 1}, and a seed is at most {_SEED_LIMIT - 1}; write a smaller one."
+        )
+    return [recipe for repeated in sets for recipe in order_recipes(repeated)]
+
+
+def check_count(repeats: int, option: str = "--repeats") -> None:
+    """Refuse what is no number of repeats, before memory is taken for them.
+
+    Raises:
+        RecipeError: If there are none, or more than anybody waits for.
+    """
+    if not 1 <= repeats <= MOST_REPEATS:
+        raise RecipeError(
+            f"{option}: found {repeats} runs of each recipe, expected 1 to {MOST_REPEATS}."
+        )
 
 
 def seed_of(recipe: Recipe) -> int:
@@ -193,11 +239,11 @@ def plan_runs(recipes: Sequence[Recipe], output_dir: Path, launcher: str = "") -
     """
     command = build_command(launcher)
     environment, world_size = probe_environment(command)
-    runs = list(find_runs(output_dir))
+    known = _KnownRuns(output_dir, world_size)
     planned = []
     for recipe in recipes:
         here = environment.on_cpu() if recipe.training_args.get("use_cpu") else environment
-        matches = match_runs(recipe, runs, here, world_size)
+        matches = known.match(recipe, here)
         planned.append(
             PlannedRun(
                 recipe=recipe,
@@ -205,7 +251,7 @@ def plan_runs(recipes: Sequence[Recipe], output_dir: Path, launcher: str = "") -
                 result=matches.finished[-1] if matches.finished else None,
                 resumes=matches.unfinished[-1] if matches.unfinished else None,
                 notes=tuple(_say_others(matches, here)),
-                estimate_seconds=_estimate(recipe, runs, here, world_size),
+                estimate_seconds=known.estimate(recipe, here),
             )
         )
     return Plan(output_dir, tuple(command), world_size, tuple(planned))
@@ -224,25 +270,50 @@ def _say_others(matches: Matches, here: Environment) -> list[str]:
     return said
 
 
-def _estimate(
-    recipe: Recipe, runs: Sequence[Run], environment: Environment, world_size: int
-) -> float | None:
-    """Return the mean time of finished runs that differ in the seed alone."""
-    key = recipe.digest_but_seed()
-    repeats = {
-        run.recipe.digest(): run.recipe
-        for run in runs
-        if run.finished
-        and run.recipe
-        and run.recipe.name == recipe.name
-        and run.recipe.digest_but_seed() == key
-    }
-    totals = [
-        result.times.total_seconds
-        for repeat in repeats.values()
-        for result in match_runs(repeat, runs, environment, world_size).finished
-    ]
-    return fmean(totals) + STARTUP_SECONDS if totals else None
+class _KnownRuns:
+    """The runs in a folder, each file read once, however many recipes are looked for."""
+
+    def __init__(self, output_dir: Path, world_size: int) -> None:
+        self._world_size = world_size
+        self._results: dict[Path, Result | ResultError] = {}
+        self._estimates: dict[tuple[str, str], float | None] = {}
+        self._same: dict[tuple[str, str], list[Run]] = {}  # name and digest -> runs
+        self._repeats: dict[tuple[str, str], dict[str, Recipe]] = {}  # without the seed
+        for run in find_runs(output_dir):
+            if run.recipe:
+                name, digest = run.folder.parent.name, run.recipe.digest()
+                self._same.setdefault((name, digest), []).append(run)
+                if run.finished:
+                    key = run.recipe.name, run.recipe.digest_but_seed()
+                    self._repeats.setdefault(key, {})[digest] = run.recipe
+
+    def match(self, recipe: Recipe, environment: Environment) -> Matches:
+        """Return what there is of a recipe; see `match_runs`."""
+        same = self._same.get((recipe.name, recipe.digest()), [])
+        return match_runs(recipe, same, environment, self._world_size, self._load)
+
+    def estimate(self, recipe: Recipe, environment: Environment) -> float | None:
+        """Return the mean time of finished runs that differ in the seed alone."""
+        key = recipe.name, recipe.digest_but_seed()
+        if key not in self._estimates:
+            totals = [
+                result.times.total_seconds
+                for repeat in self._repeats.get(key, {}).values()
+                for result in self.match(repeat, environment).finished
+            ]
+            self._estimates[key] = fmean(totals) + STARTUP_SECONDS if totals else None
+        return self._estimates[key]
+
+    def _load(self, folder: Path) -> Result:
+        if folder not in self._results:
+            try:
+                self._results[folder] = load_result(folder)
+            except ResultError as error:
+                self._results[folder] = error
+        found = self._results[folder]
+        if isinstance(found, ResultError):
+            raise found
+        return found
 
 
 def total_estimate(plan: Plan) -> tuple[float, bool]:

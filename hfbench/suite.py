@@ -264,26 +264,31 @@ def find_verdicts(runs: Sequence[SuiteRun]) -> list[Verdict]:
     """Compare each candidate with its baseline, where both are in the suite.
 
     Returns:
-        One verdict a pair; where they cannot be compared its sentence says why.
+        One verdict a pair, speeds judged together; where they cannot be compared, or a file of
+        theirs cannot be read, its sentence says why.
     """
-    from hfbench.comparison import compare
+    from hfbench.comparison import Comparison, compare, judge_together
     from hfbench.errors import ComparisonError
 
     results: dict[str, list[Result]] = {}
     for run in runs:
         results.setdefault(run.planned.recipe.name, []).extend([run.result] if run.result else [])
-    verdicts = []
+    found: list[tuple[str, str, str | Comparison]] = []
     pairs = {run.planned.recipe.name: run.planned.recipe.baseline for run in runs}
     for candidate, baseline in pairs.items():
         if baseline is None or baseline not in results or baseline == candidate:
             continue
         empty = [name for name in (baseline, candidate) if not results[name]]
         if empty:
-            sentence = f"Not compared: no run of {' and '.join(empty)} is finished."
-        else:
-            try:
-                sentence = compare(results[baseline], results[candidate]).sentence
-            except ComparisonError as error:
-                sentence = str(error)
-        verdicts.append(Verdict(baseline, candidate, sentence))
-    return verdicts
+            said = f"Not compared: no run of {' and '.join(empty)} is finished."
+            found.append((baseline, candidate, said))
+            continue
+        try:
+            found.append((baseline, candidate, compare(results[baseline], results[candidate])))
+        except (ComparisonError, ResultError) as error:
+            found.append((baseline, candidate, str(error)))
+    judged = iter(judge_together([item for *_, item in found if not isinstance(item, str)]))
+    return [
+        Verdict(baseline, candidate, item if isinstance(item, str) else next(judged).sentence)
+        for baseline, candidate, item in found
+    ]

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hfbench.launching import say_ending
-from hfbench.progress import Progress, SuiteRun
+from hfbench.progress import Progress, SuiteRun, by_recipe
 from hfbench.quantities import duration, percent
 from hfbench.schedule import Plan, PlannedRun, total_estimate
 from hfbench.suite import SuiteOutcome, Verdict
@@ -72,9 +72,7 @@ def _say_estimate(run: PlannedRun) -> str:
 
 def progress_table(progress: Progress) -> Group:
     """Show how a suite stands: a row a recipe, a column a repeat."""
-    rows: dict[str, list[SuiteRun]] = {}
-    for run in progress.runs:
-        rows.setdefault(run.planned.recipe.name, []).append(run)
+    rows = by_recipe(progress.runs)
     table = PlainTable()
     table.add_column("recipe", overflow="fold")  # shortened, two recipes may look the same
     for number in range(max(map(len, rows.values()), default=0)):

@@ -13,6 +13,7 @@ FASTER = "faster"
 SLOWER = "slower"
 EQUAL = "equal"
 NO_DIFFERENCE = "no difference shown"
+NOT_IN_TURN = "order not balanced: the sides were not run in turn"
 UNDECIDED = "undecided"
 HIGHER = "higher"
 NOT_WORSE = "not worse"
@@ -113,12 +114,13 @@ def write_sentence(clauses: Iterable[str]) -> str:
     return "; ".join(clause for clause in clauses if clause)
 
 
-def say_speed(verdict: str, speedup: Interval | None) -> str:
+def say_speed(verdict: str, speedup: Interval | None, candidates: int = 1) -> str:
     """Write the clause about the execution time.
 
     Args:
         verdict: From `judge_speed`.
         speedup: ``None`` if it was not measured.
+        candidates: That were judged together, if that is why nothing is shown.
     """
     if speedup is None:
         return "speed was not measured"
@@ -134,7 +136,8 @@ def say_speed(verdict: str, speedup: Interval | None) -> str:
         return f"{value}× faster [{low}, {high}]"
     if verdict == SLOWER:
         return f"slower: {value}× the speed [{low}, {high}]"
-    return f"no difference in speed shown: {value}× [{low}, {high}]"
+    among = f" among {candidates} candidates" if candidates > 1 else ""
+    return f"no difference in speed shown{among}: {value}× [{low}, {high}]"
 
 
 def say_accuracy(accuracy: AccuracyVerdict | None) -> str:

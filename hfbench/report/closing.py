@@ -92,7 +92,12 @@ def reading_section(margin_points: float) -> Section:
                         ".",
                     ],
                     "“No difference shown” means that the interval holds 1: a difference may still "
-                    "be there, smaller than these runs can show.",
+                    "be there, smaller than these runs can show. With several candidates it may "
+                    "also mean that the interval leaves 1 out, but not by more than one of so many "
+                    "does by chance: their p-values are adjusted after Holm, so that in 95 of 100 "
+                    "reports without any effect no candidate is called faster or slower.",
+                    "“Order not balanced” means that the runs of the two sides were not made in "
+                    "turn, so that a machine that changed meanwhile would look the same.",
                     "“Not worse” means that the whole interval of the accuracy difference lies "
                     f"above the loss of {margin_points:g} points that is put up with, “worse” that "
                     "it lies below, "

@@ -97,7 +97,7 @@ def _pair_section(pair: Pair) -> Section:
     ]
     blocks += _accuracy_blocks(found, name)
     blocks.append(_settings(found, name))
-    notes = _causes(found) + found.notes
+    notes = [*([found.order] if found.order else []), *_causes(found), *found.notes]
     if notes:
         blocks.append(Bullets(notes))
     return Section(title, anchor_of(pair), blocks)

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hfbench.comparison import MARGIN_POINTS, Comparison, check_margin, compare
+from hfbench.comparison import (
+    MARGIN_POINTS,
+    Comparison,
+    check_margin,
+    compare,
+    judge_together,
+)
 from hfbench.differing import flatten
 from hfbench.environment import Environment, environment_differences
 from hfbench.errors import ComparisonError, ResultError
@@ -150,7 +156,14 @@ def collect_runs(folder: Path, margin_points: float = MARGIN_POINTS) -> Collecti
     for _, results in sorted(by_recipe.items()):
         sets += _sets_of(results, machines)
     sets.sort(key=_place)
-    return Collection(sets, list(_pairs(sets, margin_points)), machines, left_out, margin_points)
+    pairs = _judged(list(_pairs(sets, margin_points)))
+    return Collection(sets, pairs, machines, left_out, margin_points)
+
+
+def _judged(pairs: Sequence[Pair]) -> list[Pair]:
+    """Judge the speeds of all candidates of a report together."""
+    found = iter(judge_together([pair.comparison for pair in pairs if pair.comparison]))
+    return [replace(pair, comparison=next(found)) if pair.comparison else pair for pair in pairs]
 
 
 def _place(found: RunSet) -> tuple[str, str, int, str]:

@@ -37,6 +37,15 @@ def headline(runs: Collection) -> list[Block]:
     ]
     if runs.pairs:
         blocks.append(Bullets([_verdict(pair) for pair in runs.pairs]))
+        family = max((pair.comparison.family for pair in runs.pairs if pair.comparison), default=1)
+        if family > 1:
+            blocks.append(
+                Paragraph(
+                    f"The speeds of {family} candidates are judged together: “faster” and “slower” "
+                    "are said where they hold among all of them (Holm's correction at 5 %), while "
+                    "each interval is of one candidate."
+                )
+            )
     else:
         blocks.append(
             Paragraph("No recipe here names a baseline, so that there is nothing to compare.")
