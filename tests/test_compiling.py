@@ -1,4 +1,4 @@
-"""Whether a model is compiled: one answer, whatever torch_compile, mode and backend say together."""
+"""Whether a model is compiled: one answer, whatever flag, mode and backend say together."""
 
 from __future__ import annotations
 
@@ -77,14 +77,16 @@ def test_run_with_false_and_a_backend_is_not_compiled(tmp_path: Path) -> None:
     assert (switch.requested, switch.applied) == (False, False)
 
 
-def test_accumulation_check_does_not_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_accumulation_check_does_not_compile(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     seen = []
     monkeypatch.setattr(
         "hfbench.accumulation.build_training_arguments",
         lambda recipe, folder: (seen.append(recipe), build_training_arguments(recipe, folder))[1],
     )
     recipe = tiny_recipe(torch_compile_backend="eager")
-    check_accumulation(Bench(recipe), recipe, 2, 2)
+    check_accumulation(Bench(recipe), 2, 2, "fp32", tmp_path)
     assert seen
     assert not any(is_compiled(recipe) for recipe in seen)
 
@@ -102,7 +104,7 @@ def test_run_really_compiles(arguments: dict[str, Any], tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_ablation_really_compiles(tmp_path: Path) -> None:
-    recipe = tiny_recipe(torch_compile_mode="default")
+    recipe = tiny_recipe(torch_compile_backend="eager")  # Dynamo alone: a dozen models are compiled
     found = ablate(recipe, tmp_path, steps=1, rounds=2)
     applied = {
         item.configuration: bool(item.window.switches["torch_compile"].applied)
