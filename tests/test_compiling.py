@@ -106,19 +106,19 @@ def test_run_really_compiles(arguments: dict[str, Any], tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_ablation_really_compiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def plan_two(recipe: Recipe) -> Plan:
+    def plan_few(recipe: Recipe) -> Plan:
         plan = plan_ablation(recipe)
-        kept = [c for c in plan.configurations if c.name in ("none", "torch-compile")]
+        kept = [c for c in plan.configurations if c.name in ("none", "torch-compile", "all")]
         return replace(plan, configurations=kept, attributions=[])
 
-    monkeypatch.setattr("hfbench.ablation.plan_ablation", plan_two)
+    monkeypatch.setattr("hfbench.ablation.plan_ablation", plan_few)
     # Dynamo alone: Inductor would compile anew for each window.
     recipe = tiny_recipe(torch_compile_backend="eager")
     windows = ablate(recipe, tmp_path, steps=1, rounds=2).windows
     applied = {
         item.configuration: bool(item.window.switches["torch_compile"].applied) for item in windows
     }
-    assert applied == {"none": False, "torch-compile": True}
+    assert applied == {"none": False, "torch-compile": True, "all": True}
 
 
 @pytest.mark.slow
