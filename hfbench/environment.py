@@ -223,6 +223,12 @@ def _overruled(args: dict[str, Any], accelerator: str | None) -> list[str]:
             for name in ("TORCH_COMPILE_DISABLE", "TORCHDYNAMO_DISABLE")
             if os.environ.get(name, "0") not in ("", "0")
         ]
+        cache = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+        if cache and not _can_be_written(Path(cache)):
+            problems.append(
+                f"training_args.torch_compile: what is compiled goes to TORCHINDUCTOR_CACHE_DIR="
+                f"{cache}, which cannot be written to; name another folder, or unset it."
+            )
     if accelerator == "cuda":
         problems += [
             f"training_args.tf32: {name}={os.environ[name]} decides on TF32 whatever the recipe "
@@ -237,6 +243,12 @@ def _overruled(args: dict[str, Any], accelerator: str | None) -> list[str]:
             f"recipe for {accelerator}; launch without --cpu, or add training_args.use_cpu=true"
         )
     return problems
+
+
+def _can_be_written(folder: Path) -> bool:
+    """Tell whether files can be put into a folder, which may have to be made."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    return existing.is_dir() and os.access(existing, os.W_OK)
 
 
 def requested_processes() -> int:

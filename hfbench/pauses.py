@@ -1,6 +1,6 @@
 """Pauses that are not the program's: a stopped process, a debugger, a suspended machine.
 
-A thread that wakes ten times a second knows that the process lives; so does whoever reads a clock.
+A thread that wakes five times a second knows that the process lives; so does whoever reads a clock.
 Where no sign of life came for a second, the kernel's own counts tell a pause from a machine that is
 merely busy: a thread that computes or waits for a processor is counted, one that waits for the
 interpreter's lock gives way every few milliseconds, and one that is stopped does none of it.
@@ -21,7 +21,7 @@ from types import FrameType
 
 logger = logging.getLogger(__name__)
 
-_TICK_SECONDS = 0.1
+_TICK_SECONDS = 0.2  # a tick reads three small files, a third of a millisecond
 _NOTICED_SECONDS = 1.0  # a shorter pause is one that a busy machine may make too
 _EXPLAINED = 0.5  # of a gap: less than that by waiting for processor or lock, and it was a pause
 _LOCK_SECONDS = 0.005  # between two attempts at the interpreter's lock: `sys.getswitchinterval`

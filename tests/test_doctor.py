@@ -517,7 +517,7 @@ def test_machine_that_cannot_run_the_recipe_is_refused_with_every_problem() -> N
     if torch.accelerator.is_available():
         pytest.skip("needs a machine without an accelerator")
     with pytest.raises(DeviceError, match="fp16") as caught:
-        examine(with_arguments(tiny_recipe(), fp16=True, tf32=True))
+        examine(with_arguments(tiny_recipe(), fp16=True, tf32=True, use_cpu=False))
     assert "tf32" in str(caught.value)
 
 

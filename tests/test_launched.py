@@ -206,6 +206,7 @@ def test_what_the_launcher_says_in_vain_is_said(
         ({"ACCELERATE_DYNAMO_USE_FULLGRAPH": "True"}, "ACCELERATE_DYNAMO_USE_FULLGRAPH"),
         ({"TORCH_COMPILE_DISABLE": "1"}, "switches compiling off"),
         ({"TORCHDYNAMO_DISABLE": "1"}, "switches compiling off"),
+        ({"TORCHINDUCTOR_CACHE_DIR": "/dev/null/cache"}, "cannot be written to"),
     ],
 )
 def test_variable_that_would_change_compiling_is_refused_where_it_matters(

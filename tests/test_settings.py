@@ -117,7 +117,7 @@ def test_switches_are_put_back(door: str, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("untouched")
 def test_switches_are_put_back_after_a_failure(tmp_path: Path) -> None:
     with pytest.raises(HfbenchError):
-        run_recipe(busy_recipe(optim="adamw_apex_fused"), tmp_path)
+        run_recipe(with_arguments(busy_recipe(), optim="adamw_apex_fused"), tmp_path)
 
 
 @pytest.mark.usefixtures("untouched")

@@ -811,8 +811,7 @@ def test_names_stay_whole_on_a_narrow_terminal() -> None:
         console = Console(width=80)
         with console.capture() as capture:
             console.print(table)
-        rows = [line.split("│")[1].strip() for line in capture.get().splitlines() if "│" in line]
-        assert name in "".join(rows)
+        assert name in capture.get().split()
 
 
 @pytest.mark.parametrize(

@@ -26,11 +26,7 @@ from typing import Any, NoReturn, Self
 MODULE = (sys.executable, "-m", "hfbench")
 
 # A run that takes a second: 7 steps on 200 of the digits.
-SHORT = (
-    "dataset.max_train_samples=200",
-    "training_args.num_train_epochs=1",
-    "model.float32_if_faster=false",  # the same precision on any CPU
-)
+SHORT = ("dataset.max_train_samples=200", "training_args.num_train_epochs=1")
 
 _IMPORTED = ("torch", "timm", "evaluate", "transformers", "hfbench.runner", "hfbench.tables")
 _INHERITED = ("HF_", "HUGGING", "TRANSFORMERS_", "ACCELERATE_", "TORCHELASTIC_", "WORLD_SIZE")
