@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import multiprocessing
 import os
@@ -29,7 +30,7 @@ from hfbench.folders import hold, note_environment
 from hfbench.launching import RunProcess, build_command, last_lines, probe_environment
 from hfbench.progress import LogReader, Progress, RunProgress, SuiteRun
 from hfbench.recipe import Recipe
-from hfbench.result import find_runs, save_result, write_json
+from hfbench.result import Result, find_runs, load_result, save_result, write_json
 from hfbench.schedule import (
     Plan,
     PlannedRun,
@@ -126,7 +127,7 @@ A, B = a_recipe("a"), a_recipe("b", baseline="a")
 # --- what is run, and in what order ---
 
 
-def test_candidate_runs_directly_after_its_baseline() -> None:
+def test_recipes_that_are_compared_stay_together_in_any_order() -> None:
     recipes = [
         a_recipe("tuned", "untuned"),
         a_recipe("other"),
@@ -135,8 +136,55 @@ def test_candidate_runs_directly_after_its_baseline() -> None:
         a_recipe("faster", "fast"),
         a_recipe("alone", "somewhere-else"),
     ]
-    expected = ["other", "untuned", "tuned", "fast", "faster", "alone"]
-    assert names(order_recipes(recipes)) == expected
+    ordered = names(order_recipes(recipes))
+    assert sorted(ordered) == sorted(recipe.name for recipe in recipes)
+    first = min(ordered.index(name) for name in ("untuned", "tuned", "fast", "faster"))
+    assert set(ordered[first : first + 4]) == {"untuned", "tuned", "fast", "faster"}
+    assert ordered == names(order_recipes(recipes[::-1]))  # however they are listed
+
+
+def test_each_candidate_runs_before_its_baseline_as_often_as_after_it() -> None:
+    recipes = [a_recipe("a"), *(a_recipe(name, baseline="a") for name in "bcd")]
+    ordered = names(repeat_recipes(recipes, repeats=400))
+    rounds = [ordered[start : start + 4] for start in range(0, len(ordered), 4)]
+    for name in "bcd":
+        before = sum(row.index(name) < row.index("a") for row in rounds)
+        # Of 400 fair tosses 200 come out, give or take 10; six times that is one in 10^9.
+        assert 140 < before < 260
+    assert {tuple(row) for row in rounds} == set(itertools.permutations("abcd"))
+
+
+@pytest.mark.parametrize("repeats", [0, -1, 1001, 100_000_000_000])
+def test_numbers_of_repeats_that_nobody_waits_for_are_refused(repeats: int) -> None:
+    with pytest.raises(RecipeError, match=rf"--repeats: found {repeats} runs .* 1 to 1000"):
+        repeat_recipes([A, B], repeats)
+
+
+def test_seeds_that_would_be_too_large_are_refused() -> None:
+    with pytest.raises(RecipeError, match=r"training_args.seed of a: 3 repeats need seeds up to"):
+        repeat_recipes([a_recipe("a", seed=2**32 - 2)], repeats=3)
+
+
+def test_plan_reads_each_result_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    environment = ENVIRONMENT.on_cpu()
+    recipes = repeat_recipes([A, B], repeats=10)
+    for number, recipe in enumerate(recipes):
+        folder = tmp_path / recipe.name / f"{number}"
+        folder.mkdir(parents=True)
+        write_json(recipe.as_json(), folder / "recipe.json")
+        finished = make_result(recipe=recipe, run_id=folder.name, environment=environment)
+        save_result(finished, folder)
+    read: list[Path] = []
+
+    def load(folder: Path) -> Result:
+        read.append(folder)
+        return load_result(folder)
+
+    monkeypatch.setattr("hfbench.schedule.load_result", load)
+    monkeypatch.setattr("hfbench.schedule.probe_environment", lambda command: (environment, 1))
+    plan = plan_runs(recipes, tmp_path)
+    assert all(run.result for run in plan.runs)
+    assert len(read) == len(set(read)) == 20
 
 
 def test_baselines_that_go_in_a_circle_are_all_run() -> None:
@@ -146,7 +194,7 @@ def test_baselines_that_go_in_a_circle_are_all_run() -> None:
 
 def test_baseline_and_candidate_alternate() -> None:
     repeated = repeat_recipes([B, A], repeats=3)
-    assert names(repeated) == ["a", "b"] * 3
+    assert {"".join(names(repeated)[start : start + 2]) for start in (0, 2, 4)} <= {"ab", "ba"}
     assert [seed_of(recipe) for recipe in repeated] == [42, 42, 43, 43, 44, 44]
 
 
@@ -160,12 +208,8 @@ def test_first_repeat_is_the_recipe_itself() -> None:
 
 def test_chosen_seeds_are_run_each_once() -> None:
     repeated = repeat_recipes([A, B], seeds=[3, 1, 3])
-    assert [(recipe.name, seed_of(recipe)) for recipe in repeated] == [
-        ("a", 3),
-        ("b", 3),
-        ("a", 1),
-        ("b", 1),
-    ]
+    assert [seed_of(recipe) for recipe in repeated] == [3, 3, 1, 1]
+    assert sorted(names(repeated)) == ["a", "a", "b", "b"]
 
 
 def test_defaults_are_those_of_training_arguments() -> None:
