@@ -183,11 +183,12 @@ def _write(found: Comparison) -> str:
     speedup = _interval(found.rows[0])
     alone = judge_speed(speedup) if speedup else UNDECIDED
     others = found.family if alone != found.speed else 1
+    beyond = [*map(str, found.beyond), *(["when the sides were run"] if found.order else [])]
     return write_sentence(
         [
             say_speed(found.speed, speedup, others),
             say_accuracy(found.accuracy),
-            say_cause(found.speed, found.techniques, list(map(str, found.beyond))),
+            say_cause(found.speed, found.techniques, beyond),
             NOT_IN_TURN if found.order else "",
         ]
     )

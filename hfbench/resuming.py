@@ -217,6 +217,7 @@ class ResumableTrainer(Trainer):
         limit = self.args.save_total_limit
         first = self.args.should_save
         with replacing(folder) if first else nullcontext():
+            folder.mkdir(parents=True, exist_ok=True)
             self.args.save_total_limit = None  # an older one goes when the new one is sealed
             try:
                 self._write_checkpoint(folder, model, trial)
