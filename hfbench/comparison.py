@@ -20,10 +20,11 @@ from hfbench.differing import (
     differing_settings,
     refusals,
 )
+from hfbench.divergence import find_diverged, say_diverged
 from hfbench.errors import ComparisonError
 from hfbench.intervals import LEVEL, Interval, holm
 from hfbench.paired import Differences, differences
-from hfbench.predicted import Predictions, load_predictions
+from hfbench.predicted import load_predictions
 from hfbench.repeats import check_repeats, pair_by_seed, seeds_of_pairs
 from hfbench.result import Result
 from hfbench.rows import EXECUTION_TIME, TEST_ACCURACY, Row, build_rows
@@ -123,6 +124,7 @@ def compare(
         raise ComparisonError.from_problems(_both(*sides), problems)
     before, after, notes = pair_by_seed(*sides)
     seeds = seeds_of_pairs(before, after)
+    diverged = find_diverged([*before, *after])
     paired, more = _compare_predictions(before, after, seeds)
     rows = {row.name: row for row in build_rows(before, after, paired, price_per_hour)}
     speedup = _interval(rows[EXECUTION_TIME])
@@ -130,6 +132,13 @@ def compare(
     accuracy = _judge_accuracy(
         rows[TEST_ACCURACY], paired, margin_points, before[0].data.eval_samples, len(set(seeds))
     )
+    if diverged and accuracy:
+        accuracy = replace(
+            accuracy, low=None, high=None, verdict=UNDECIDED, unjudged=say_diverged(diverged)
+        )
+    if diverged:
+        rows = {name: replace(row, low=None, high=None, p=None) for name, row in rows.items()}
+        speed = UNDECIDED
     techniques = changed_techniques(before[0], after[0])
     beyond = beyond_techniques(before, after)
     found = Comparison(
@@ -144,7 +153,7 @@ def compare(
         beyond=beyond,
         settings=differing_settings(before[0], after[0]),
         circumstances=circumstances(before[0], after[0]),
-        notes=notes + more,
+        notes=notes + more + [f"{name}: {why}." for name, why in diverged.items()],
         sentence="",
         order=say_order(before, after),
         ablation=say_attribution(after),
@@ -184,9 +193,10 @@ def _write(found: Comparison) -> str:
     alone = judge_speed(speedup) if speedup else UNDECIDED
     others = found.family if alone != found.speed else 1
     beyond = [*map(str, found.beyond), *(["when the sides were run"] if found.order else [])]
+    unjudged = found.accuracy.unjudged if found.accuracy else None
     return write_sentence(
         [
-            say_speed(found.speed, speedup, others),
+            say_speed(found.speed, speedup, others, unjudged),
             say_accuracy(found.accuracy),
             say_cause(found.speed, found.techniques, beyond),
             NOT_IN_TURN if found.order else "",
@@ -269,18 +279,4 @@ def _compare_predictions(
     if other:
         raise ComparisonError.from_problems(_both(before, after), other)
     names = before[0].data.label_names
-    return differences(found[0], found[1], seeds, names), _stale(found, (before, after))
-
-
-def _stale(
-    found: Sequence[Sequence[Predictions]], sides: tuple[Sequence[Result], Sequence[Result]]
-) -> list[str]:
-    """Say where a result's accuracy is not that of the predictions beside it."""
-    return [
-        f"{run.recipe.name}/{run.run_id}: result.json says an accuracy of "
-        f"{run.metrics.test.accuracy:.4f}, its predictions {item.right.mean():.4f}; the latter "
-        "count."
-        for items, runs in zip(found, sides, strict=True)
-        for item, run in zip(items, runs, strict=True)
-        if run.metrics.test and abs(run.metrics.test.accuracy - item.right.mean()) > 1e-6
-    ]
+    return differences(found[0], found[1], seeds, names), []

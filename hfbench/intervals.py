@@ -11,8 +11,10 @@ from scipy import stats
 LEVEL = 0.95
 
 # Seeds that scatter no more than this share of what the rest alone would give are taken not to
-# differ; with two seeds such a scatter says nothing. Chosen by simulation for even coverage.
-_BELIEVED = {2: 0.0, 3: 0.9}
+# differ; with few degrees of freedom such a scatter says little. Chosen by simulation for even
+# coverage: of pairs with 1 and 2 degrees of freedom, and of two sides with 2 seeds each.
+_BELIEVED_OF_PAIRS = {2: 0.0, 3: 0.9}
+_BELIEVED_OF_SIDES = {2: 0.5, 3: 0.9}
 _LARGEST = 700.0  # exp of more is no float
 
 
@@ -80,49 +82,67 @@ def mean_p_value(values: Sequence[float] | np.ndarray) -> float | None:
 
 
 def seeds_and_images_interval(
-    differences: np.ndarray, resampled: np.ndarray, level: float = LEVEL, seed: int = 0
+    sides: np.ndarray,
+    resampled: np.ndarray,
+    *,
+    paired: bool,
+    level: float = LEVEL,
+    seed: int = 0,
 ) -> Interval:
-    """Return the mean difference of S pairs of trainings, tested on the same images.
+    """Return the mean difference of two sides of S trainings, tested on the same images.
 
-    Two things vary: which images are in the test set, and the seed of a training. The difference
-    on an image with a seed is a mean + an effect of the seed + one of the image + a rest.
-    Resampling images, the same ones for all seeds, shows the last two. Resampling seeds too would
-    count the rest twice (the variance of the pigeonhole bootstrap is up to three times too large:
-    Owen, Annals of Applied Statistics 2007, doi:10.1214/07-AOAS122) and would see only (S - 1) / S
-    of the seeds' variance. So the seeds' part is drawn from Student's t with S - 1 degrees of
-    freedom, scaled by how the S differences scatter, and what all seeds share of the image effect
-    is added from the bootstrap (the fiducial sum of Behrens and Fisher).
+    Two things vary: which images are in the test set, and the seed of a training. What a training
+    reaches on an image is a mean + an effect of the seed + one of the image + a rest. Resampling
+    images, the same ones for all seeds and both sides, shows the last two. Resampling seeds too
+    would count the rest twice (the variance of the pigeonhole bootstrap is up to three times too
+    large: Owen, Annals of Applied Statistics 2007, doi:10.1214/07-AOAS122) and would see only
+    (S - 1) / S of the seeds' variance. So the seeds' part is drawn from Student's t, scaled by how
+    the trainings scatter, and what all share of the image effect is added from the bootstrap (the
+    fiducial sum of Behrens and Fisher).
 
-    Seeds cannot scatter less than the rest makes them: from three seeds on, if they scatter no
-    more than that, the resampled images alone give the interval. Simulated for 3 to 10 seeds,
-    whether the variance comes from seeds, images or neither, it covers 93 to 97 % (with 2 seeds 93
-    to 99 %; tests/test_coverage.py).
+    Two recipes change what a seed leads to: trainings of the same seed share next to nothing, and
+    each side scatters by itself. The variances of the two means add up, with the degrees of
+    freedom of Welch (The generalization of "Student's" problem when several different population
+    variances are involved, Biometrika 1947, doi:10.1093/biomet/34.1-2.28) and Satterthwaite (An
+    approximate distribution of estimates of variance components, Biometrics Bulletin 1946,
+    doi:10.2307/3002019). Where they do share, the S differences scatter less and are what counts,
+    with S - 1 degrees of freedom.
+
+    Seeds cannot scatter less than the rest makes them: if they scatter no more than that, the
+    resampled images alone give the interval. How often it covers the truth is simulated in
+    tests/test_coverage.py, and at length in tests/campaigns/test_coverage_of_seeds.py.
 
     Args:
-        differences: (S,): candidate less baseline, of each seed.
-        resampled: (R, S): the same on R resamples of the images.
+        sides: (2, S): what baseline and candidate reach with each seed.
+        resampled: (2, R, S): the same on R resamples of the images.
+        paired: Whether the trainings of a seed share what it does to them.
         level: Of the interval.
         seed: Of the draws.
 
     Returns:
-        The mean; with one seed the interval of the images alone.
+        The mean of candidate less baseline; with one seed the interval of the images alone.
     """
-    found = np.asarray(differences, dtype=np.float64)
-    seeds = found.size
-    mean = float(found.mean())
-    of_images = resampled.mean(axis=1)
+    found = np.asarray(sides, dtype=np.float64)
+    seeds = found.shape[1]
+    mean = float((found[1] - found[0]).mean())
+    of_images = (resampled[1] - resampled[0]).mean(axis=1)
     if seeds == 1:
         return _percentiles(mean, of_images, level)
-    rest = resampled - of_images[:, None]
-    rest_variance = float(rest.var(axis=0, ddof=1).mean()) / (seeds - 1)  # of the mean
-    seed_variance = float(found.var(ddof=1)) / seeds  # of the mean, the rest included
-    if seed_variance <= _BELIEVED.get(seeds, 1.0) * rest_variance:
+    if paired:
+        found, resampled = found[1:] - found[:1], resampled[1:] - resampled[:1]
+    believed = _BELIEVED_OF_PAIRS if paired else _BELIEVED_OF_SIDES
+    rest = resampled - resampled.mean(axis=2, keepdims=True)
+    rest_variance = float(rest.var(axis=1, ddof=1).mean(axis=1).sum()) / (seeds - 1)
+    of_sides = found.var(axis=1, ddof=1) / seeds  # of the means, the rest included
+    seed_variance = float(of_sides.sum())
+    if seed_variance <= believed.get(seeds, 1.0) * rest_variance:
         return _percentiles(mean, of_images, level)
+    degrees = seed_variance**2 * (seeds - 1) / float((of_sides**2).sum())
     image_variance = float(of_images.var(ddof=1))
     shared = np.sqrt(max(0.0, 1 - rest_variance / image_variance)) if image_variance else 0.0
     # Evenly spaced quantiles in random order: the tails hold what they should, drawn or not.
     places = (np.random.default_rng(seed).permutation(len(of_images)) + 0.5) / len(of_images)
-    draws = stats.t.ppf(places, seeds - 1)
+    draws = stats.t.ppf(places, degrees)
     around = (of_images - of_images.mean()) * shared + draws * np.sqrt(seed_variance)
     return _percentiles(mean, of_images.mean() + around, level)
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from scipy import sparse
 
-from hfbench.calibration import BINS, place_in_bins
+from hfbench.calibration import calibration_error
 from hfbench.intervals import LEVEL, Interval, mcnemar, seeds_and_images_interval
 from hfbench.predicted import Predictions
 
@@ -66,13 +65,17 @@ class Differences:
     """Candidate less baseline in percentage points, with 95 % intervals over images and seeds.
 
     Attributes:
-        calibration_error: ``None``, as is the next, if the probabilities of a run are no numbers.
-        accuracies: Of both sides, as shares, means over their runs; so are the other two.
+        brier: Mean squared difference between the probability of the prediction and whether it is
+            right; ``None``, as are the next two, if the probabilities of a run are no numbers.
+        calibration_errors: Of both sides; without an interval, since an estimate of it is too high
+            by chance, and a resampled one twice.
+        accuracies: Of both sides, as shares, means over their runs; so are all pairs of numbers.
     """
 
     accuracy: Interval
     f1_macro: Interval
-    calibration_error: Interval | None
+    brier: Interval | None
+    briers: tuple[float, float] | None
     calibration_errors: tuple[float, float] | None
     accuracies: tuple[float, float]
     f1_macros: tuple[float, float]
@@ -94,14 +97,10 @@ def differences(
         seeds: Of the trainings; a seed that stands twice is one seed: its pairs are averaged.
         label_names: Name of each class.
     """
-    right = np.stack(
-        [
-            after.right.astype(np.float64) - before.right
-            for before, after in zip(baseline, candidate, strict=True)
-        ]
-    )
     classes = len(label_names)
-    per_seed = np.stack(_means_by_seed(right, seeds))
+    sides = (baseline, candidate)
+    right = np.stack([_by_seed([item.right for item in side], seeds) for side in sides])
+    paired = share_a_lot(*right)
     once = np.ones((1, len(baseline[0].label)))
 
     def f1(item: Predictions, weights: np.ndarray) -> np.ndarray:
@@ -109,22 +108,26 @@ def differences(
 
     scores: list[_Score] = [f1]
     if all(item.calibrated for item in (*baseline, *candidate)):
-        scores.append(_calibration)
-    intervals = [_in_points(item) for item in _resample(scores, baseline, candidate, seeds)]
+        scores.append(_brier)
 
     def means(score: Callable[[Predictions], float]) -> tuple[float, float]:
-        before, after = (float(np.mean([score(p) for p in side])) for side in (baseline, candidate))
+        before, after = (float(np.mean([score(p) for p in side])) for side in sides)
         return before, after
 
+    accuracies = means(lambda item: float(item.right.mean()))
+    f1_macros = means(lambda item: float(f1(item, once)[0]))
+    briers = means(lambda item: float(_brier(item, once)[0])) if scores[1:] else None
+    found = _resample(scores, baseline, candidate, seeds, paired)
     return Differences(
-        accuracy=_in_points(accuracy_interval(per_seed)),
-        f1_macro=intervals[0],
-        calibration_error=intervals[1] if intervals[1:] else None,
-        calibration_errors=means(lambda item: float(_calibration(item, once)[0]))
-        if intervals[1:]
+        accuracy=_in_points(within_reach(accuracy_interval(right, paired=paired), accuracies[0])),
+        f1_macro=_in_points(within_reach(found[0], f1_macros[0])),
+        brier=_in_points(within_reach(found[1], briers[0])) if briers else None,
+        briers=briers,
+        calibration_errors=means(lambda item: calibration_error(item.probability, item.right))
+        if briers
         else None,
-        accuracies=means(lambda item: float(item.right.mean())),
-        f1_macros=means(lambda item: float(f1(item, once)[0])),
+        accuracies=accuracies,
+        f1_macros=f1_macros,
         disagreements=[
             _disagreement(seed, before, after)
             for seed, before, after in zip(seeds, baseline, candidate, strict=True)
@@ -133,7 +136,37 @@ def differences(
     )
 
 
-def accuracy_interval(differences: np.ndarray, level: float = LEVEL) -> Interval:
+def share_a_lot(baseline: np.ndarray, candidate: np.ndarray) -> bool:
+    """Tell whether trainings of one seed have more in common than trainings of different seeds.
+
+    If two models of one seed disagree on less than half as many images as models of different
+    seeds, their seed decides most of what they do, as where a technique changes no arithmetic. The
+    number of images on which they disagree says so much more surely than a few seeds' scatter, and
+    does not depend on how large the difference is.
+
+    Args:
+        baseline: (S, N): right (1) or wrong (0).
+        candidate: The same, seed by seed.
+    """
+    seeds = len(baseline)
+    if seeds < 2:
+        return True
+    disagreement = np.abs(baseline[:, None] - candidate[None]).mean(axis=2)
+    within = float(np.trace(disagreement)) / seeds
+    across = float(disagreement.sum() - np.trace(disagreement)) / (seeds * (seeds - 1))
+    return within < across / 2 or across == 0
+
+
+def within_reach(found: Interval, baseline: float) -> Interval:
+    """Cut an interval of a difference of shares at what is possible from the baseline's share."""
+    low, high = (
+        None if end is None else float(np.clip(end, -baseline, 1 - baseline))
+        for end in (found.low, found.high)
+    )
+    return Interval(found.value, low, high)
+
+
+def accuracy_interval(sides: np.ndarray, *, paired: bool = True, level: float = LEVEL) -> Interval:
     """Return the mean accuracy difference of S seeds on N images.
 
     The images are resampled (paired bootstrap) from the N that there are and two more, one that
@@ -143,34 +176,36 @@ def accuracy_interval(differences: np.ndarray, level: float = LEVEL) -> Interval
     images would seem to agree on all. Averaged over S seeds, theirs is a difference of 1 / sqrt(S).
 
     Args:
-        differences: (S, N): right (1) or wrong (0) of the candidate less that of the baseline.
+        sides: (2, S, N): right (1) or wrong (0), of the baseline and of the candidate.
+        paired: Whether trainings of one seed share what it does, as `share_a_lot` says.
         level: Of the interval.
 
     Returns:
         A difference of shares, in [-1, 1].
     """
-    seeds, images = differences.shape
-    extra = np.full((seeds, 1), 1 / np.sqrt(seeds))
-    # Images with the same differences are interchangeable: draw how many there are of each kind.
-    kinds, counts = np.unique(
-        np.concatenate([differences, extra, -extra], axis=1), axis=1, return_counts=True
-    )
+    _, seeds, images = sides.shape
+    none, all_ = np.zeros((seeds, 1)), np.full((seeds, 1), 1 / np.sqrt(seeds))
+    extra = np.stack([np.hstack([none, all_]), np.hstack([all_, none])])
+    # Images with the same outcomes are interchangeable: draw how many there are of each kind.
+    outcomes = np.concatenate([sides, extra], axis=2).reshape(2 * seeds, images + 2)
+    kinds, counts = np.unique(outcomes, axis=1, return_counts=True)
     generator = np.random.default_rng(0)
     drawn = generator.multinomial(images + 2, counts / (images + 2), size=RESAMPLES)
-    resampled = drawn @ kinds.T / (images + 2)
-    found = seeds_and_images_interval(differences.mean(axis=1), resampled, level)
+    resampled = (drawn @ kinds.T / (images + 2)).reshape(RESAMPLES, 2, seeds).swapaxes(0, 1)
+    found = seeds_and_images_interval(sides.mean(axis=2), resampled, paired=paired, level=level)
     low, high = (
         None if end is None else float(np.clip(end, -1, 1)) for end in (found.low, found.high)
     )
     return Interval(found.value, low, high)
 
 
-def _means_by_seed(values: np.ndarray, seeds: Sequence[int]) -> list[Any]:
+def _by_seed(values: Sequence[np.ndarray], seeds: Sequence[int]) -> np.ndarray:
     """Average what belongs to the same seed: a repeat of it is no other training."""
-    return [
-        values[[i for i, other in enumerate(seeds) if other == seed]].mean(axis=0)
-        for seed in dict.fromkeys(seeds)
+    found = np.stack(list(values)).astype(np.float64)
+    places = [
+        [i for i, other in enumerate(seeds) if other == seed] for seed in dict.fromkeys(seeds)
     ]
+    return np.stack([found[place].mean(axis=0) for place in places])
 
 
 def _resample(
@@ -178,23 +213,32 @@ def _resample(
     baseline: Sequence[Predictions],
     candidate: Sequence[Predictions],
     seeds: Sequence[int],
+    paired: bool,
 ) -> list[Interval]:
     """Return the intervals of scores, as shares."""
     images = len(baseline[0].label)
     generator = np.random.default_rng(0)
-    chunks: list[list[np.ndarray]] = [[] for _ in scores]
-    pairs = list(zip(baseline, candidate, strict=True))
-    for _ in range(_RESAMPLES_OF_SCORES // _CHUNK):
-        weights = generator.multinomial(images, np.full(images, 1 / images), size=_CHUNK)
-        for found, score in zip(chunks, scores, strict=True):
-            found.append(np.stack([score(b, weights) - score(a, weights) for a, b in pairs]))
     whole = np.ones((1, images))
+    drawn = [
+        whole,
+        *(
+            generator.multinomial(images, np.full(images, 1 / images), size=_CHUNK)
+            for _ in range(_RESAMPLES_OF_SCORES // _CHUNK)
+        ),
+    ]
     intervals = []
-    for found, score in zip(chunks, scores, strict=True):
-        exact = np.stack([score(b, whole) - score(a, whole) for a, b in pairs])[:, 0]
-        resampled = np.stack(_means_by_seed(np.concatenate(found, axis=1), seeds), axis=1)
-        by_seed = np.array(_means_by_seed(exact, seeds))
-        intervals.append(seeds_and_images_interval(by_seed, resampled))
+    for score in scores:
+        found = np.stack(
+            [
+                _by_seed(
+                    [np.concatenate([score(item, weights) for weights in drawn]) for item in side],
+                    seeds,
+                )
+                for side in (baseline, candidate)
+            ]
+        )  # (2, S, 1 + R)
+        resampled = found[:, :, 1:].swapaxes(1, 2)
+        intervals.append(seeds_and_images_interval(found[:, :, 0], resampled, paired=paired))
     return intervals
 
 
@@ -207,13 +251,16 @@ def _f1_macro(item: Predictions, weights: np.ndarray, classes: int) -> np.ndarra
     return score
 
 
-def _calibration(item: Predictions, weights: np.ndarray) -> np.ndarray:
-    """Return the expected calibration error for each row of image weights, (R,)."""
-    confidence = item.probability.astype(np.float64)
-    place = place_in_bins(confidence)
-    gaps = np.abs(_sum_by(place, item.right - confidence, weights, BINS))
-    error: np.ndarray = gaps.sum(axis=1) / weights.sum(axis=1)
-    return error
+def _brier(item: Predictions, weights: np.ndarray) -> np.ndarray:
+    """Return the Brier score of "the prediction is right" for each row of image weights, (R,).
+
+    Brier, Verification of forecasts expressed in terms of probability, Monthly Weather Review 1950,
+    doi:10.1175/1520-0493(1950)078<0001:VOFEIT>2.0.CO;2: a mean over images, so that its difference
+    has an interval as accuracy has.
+    """
+    squared = (item.probability.astype(np.float64) - item.right) ** 2
+    score: np.ndarray = weights @ squared / weights.sum(axis=1)
+    return score
 
 
 def _sum_by(place: np.ndarray, values: np.ndarray, weights: np.ndarray, places: int) -> np.ndarray:
@@ -238,15 +285,17 @@ def _class_changes(
 ) -> list[ClassChange]:
     """Return all classes in the test set, the one that changed most first."""
     label = baseline[0].label
-    before = np.stack(_means_by_seed(np.stack([item.right for item in baseline]) * 1.0, seeds))
-    after = np.stack(_means_by_seed(np.stack([item.right for item in candidate]) * 1.0, seeds))
+    before, after = (
+        _by_seed([item.right for item in side], seeds) for side in (baseline, candidate)
+    )
     present = np.unique(label)
     level = 1 - (1 - LEVEL) / len(present)
     changes = []
     for number in present:
         inside = label == number
-        change = (after[:, inside] - before[:, inside]).mean(axis=0, keepdims=True)
-        found = _in_points(accuracy_interval(change, level))
+        both = np.stack([side[:, inside].mean(axis=0, keepdims=True) for side in (before, after)])
+        share = float(before[:, inside].mean())
+        found = _in_points(within_reach(accuracy_interval(both, level=level), share))
         changes.append(
             ClassChange(
                 name=label_names[number],

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -11,6 +13,7 @@ from hfbench.errors import ResultError
 from hfbench.result import PREDICTIONS_FILE, Result
 
 _ARRAYS = ("index", "label", "prediction", "probability")
+_ROUNDING = 1e-6  # of an accuracy
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,8 @@ def load_predictions(result: Result) -> Predictions | None:
     """Read ``predictions.npz`` of a run; ``None`` if the run kept none.
 
     Raises:
-        ResultError: If the file is damaged or is not of this run's test images.
+        ResultError: If the file is damaged, is not the one that the run wrote, or says another
+            accuracy than the run's result.
     """
     path = result.folder / PREDICTIONS_FILE if result.folder else None
     if path is None or not path.is_file():
@@ -59,12 +63,38 @@ def load_predictions(result: Result) -> Predictions | None:
         raise ResultError(f"{path} cannot be read: {error}; run the recipe again.") from None
     except Exception as error:  # zipfile and zlib raise their own
         raise ResultError(f"{path} is damaged: {error}; run the recipe again.") from None
-    problem = _problem(found, images, classes)
+    problem = _problem(found, images, classes) or _contradiction(found, result, path)
     if problem:
         raise ResultError(f"{path} {problem}; run the recipe again.")
     if found.probability.ndim == 2:  # of every class: what version 0.1 wrote
         return replace(found, probability=found.probability.max(axis=1, initial=0.0))
     return found
+
+
+def digest_of(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _contradiction(found: Predictions, result: Result, path: Path) -> str | None:
+    """Say where predictions and result are not of one run, or one was changed after it."""
+    expected = result.predictions_sha256
+    if expected is not None and digest_of(path) != expected:
+        return (
+            "is not the file that this run wrote (its SHA-256 is not the one in result.json): it "
+            "was changed, or is another run's. Put the right one back"
+        )
+    if result.metrics.test is None or not len(found.label):
+        return None
+    said, counted = result.metrics.test.accuracy, float(found.right.mean())
+    if abs(said - counted) > _ROUNDING:
+        return (
+            f"and result.json beside it contradict each other: an accuracy of {said:.4f} stands in "
+            f"the result, the predictions have {counted:.4f}. One of them was changed, or is "
+            "another run's"
+        )
+    return None
 
 
 def _problem(found: Predictions, images: int, classes: int) -> str | None:

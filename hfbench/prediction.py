@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -31,7 +32,7 @@ def predict(
 
     Raises:
         DataError: If files are missing or are no images; all are listed.
-        ModelError: If there is no such model.
+        ModelError: If there is no such model, or its outputs are no numbers.
         HubError: If the Hub cannot be reached and the model is not in the cache.
     """
     pictures = _open_images(images)
@@ -60,7 +61,13 @@ def predict(
             raise ModelError(f"{model} cannot be loaded: {error}") from error
         raise explain_hub_failure("model", model, error, option="MODEL") from error
     classes = int(classify.model.config.num_labels or top_k)
-    return [classify(picture, top_k=min(top_k, classes)) for picture in pictures]
+    found = [classify(picture, top_k=min(top_k, classes)) for picture in pictures]
+    if any(not math.isfinite(item["score"]) for picture in found for item in picture):
+        raise ModelError(
+            f"{model} gives no probabilities: what it computes is infinite or no number, as after "
+            "a training that diverged. Train it again, with a smaller learning rate."
+        )
+    return found
 
 
 def _open_images(files: Sequence[str | os.PathLike[str]]) -> list[Any]:

@@ -25,6 +25,7 @@ def record(
     data: DataInfo,
     metrics: Metrics,
     train_loss: float | None,
+    predictions_sha256: str,
 ) -> Result:
     """Put the parts of a finished run together.
 
@@ -37,6 +38,7 @@ def record(
         data: From `describe_data`.
         metrics: Of both splits.
         train_loss: Mean training loss, ``None`` if it is not finite.
+        predictions_sha256: Of the file of predictions.
     """
     throughput = clock.throughput(trainer.args.world_size)
     with clock.measure("analysis"):
@@ -67,6 +69,7 @@ def record(
         budget=clock.budget(),
         compute=compute,
         energy=clock.energy(),
+        predictions_sha256=predictions_sha256,
     )
 
 

@@ -297,6 +297,7 @@ class Result(_Part):
     budget: TimeBudget | None = None
     compute: Compute | None = None
     energy: Energy | None = None
+    predictions_sha256: str | None = None  # of predictions.npz; None of an older result
 
     _folder: Path | None = PrivateAttr(None)
 

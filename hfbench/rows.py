@@ -14,6 +14,7 @@ from hfbench.result import Result
 
 EXECUTION_TIME = "execution time"
 TEST_ACCURACY = "test accuracy"
+BRIER_SCORE = "test Brier score of the prediction"
 CALIBRATION_ERROR = "test calibration error"
 SECONDS_PER_HOUR = 3600
 
@@ -86,6 +87,7 @@ _SHARES = (
     (TEST_ACCURACY, _share("test", "accuracy")),
     ("test F1 macro", _share("test", "f1_macro")),
     ("test F1 weighted", _share("test", "f1_weighted")),
+    (BRIER_SCORE, lambda _: None),
     (CALIBRATION_ERROR, _share("test", "calibration_error")),
     ("train accuracy", _share("train", "accuracy")),
     ("train F1 macro", _share("train", "f1_macro")),
@@ -148,11 +150,11 @@ def _share_rows(
             TEST_ACCURACY: (*paired.accuracies, paired.accuracy),
             "test F1 macro": (*paired.f1_macros, paired.f1_macro),
         }
-        if paired.calibration_error and paired.calibration_errors:
-            judged[CALIBRATION_ERROR] = (
-                *paired.calibration_errors,
-                paired.calibration_error,
-            )
+        if paired.brier and paired.briers and paired.calibration_errors:
+            errors = paired.calibration_errors
+            difference = Interval(100 * (errors[1] - errors[0]), None, None)
+            judged[BRIER_SCORE] = (*paired.briers, paired.brier)
+            judged[CALIBRATION_ERROR] = (*errors, difference)
     for name, read in _SHARES:
         if paired and name == CALIBRATION_ERROR and name not in judged:
             yield Row(name, "share", None, None, None, None)  # a training diverged

@@ -41,6 +41,7 @@ from hfbench.launched import check_launch
 from hfbench.manifest import has_checkpoint, newest_checkpoint
 from hfbench.models import save_model
 from hfbench.precision import log_slow_precision
+from hfbench.predicted import digest_of
 from hfbench.rechecking import output_folder, recheck
 from hfbench.recipe import Recipe, local_path
 from hfbench.recording import describe_data, describe_model, record
@@ -48,6 +49,7 @@ from hfbench.result import (
     CLOCK_FILE,
     CONFUSION_FILE,
     CURVES_FILE,
+    PREDICTIONS_FILE,
     Metrics,
     Result,
     load_result,
@@ -174,6 +176,7 @@ def _run(
             describe_data(inputs.train, inputs.test),
             found,
             train_loss,
+            digest_of(folder / PREDICTIONS_FILE),
         )
         (folder / "README.md").write_text(hub.model_card(result), "utf-8")
         save_result(result, folder)  # last: its presence means that the run is finished
@@ -300,7 +303,7 @@ def _predict(trainer: BenchTrainer, split: ImageSplit, batches: Any) -> Scores:
 
 
 def _save(inputs: Inputs, scores: Scores, recipe: Recipe, folder: Path) -> None:
-    save_predictions(folder / "predictions.npz", inputs.test, scores)
+    save_predictions(folder / PREDICTIONS_FILE, inputs.test, scores)
     plots.plot_curves(folder / "log.jsonl", recipe.name, folder / CURVES_FILE)
     if has_labels(recipe):
         labels, names = inputs.test.labels.numpy(), inputs.test.label_names

@@ -114,18 +114,22 @@ def write_sentence(clauses: Iterable[str]) -> str:
     return "; ".join(clause for clause in clauses if clause)
 
 
-def say_speed(verdict: str, speedup: Interval | None, candidates: int = 1) -> str:
+def say_speed(
+    verdict: str, speedup: Interval | None, candidates: int = 1, unjudged: str | None = None
+) -> str:
     """Write the clause about the execution time.
 
     Args:
         verdict: From `judge_speed`.
         speedup: ``None`` if it was not measured.
         candidates: That were judged together, if that is why nothing is shown.
+        unjudged: Why there is no interval, if not for a lack of pairs, a clause.
     """
     if speedup is None:
         return "speed was not measured"
     if speedup.low is None or speedup.high is None:
-        return f"speed {UNDECIDED}: {factor(speedup.value)}× in the one pair there is"
+        where = unjudged or "in the one pair there is"
+        return f"speed {UNDECIDED}: {factor(speedup.value)}× {where}"
     digits = enough_digits((speedup.low, speedup.high), 1)
     value, low, high = (
         factor(number, digits) for number in (speedup.value, speedup.low, speedup.high)

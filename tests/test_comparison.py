@@ -11,6 +11,7 @@ import pytest
 from hfbench.comparison import Comparison, compare
 from hfbench.differing import Difference
 from hfbench.errors import ComparisonError, ResultError
+from hfbench.predicted import digest_of
 from hfbench.repeats import select_repeats
 from hfbench.result import Metrics, Result, Switch
 from hfbench.rows import Row
@@ -254,21 +255,82 @@ def test_damaged_predictions_are_a_clear_error(tmp_path: Path) -> None:
         compare(baseline, candidate)
 
 
-def test_training_that_diverged_has_an_accuracy_and_no_calibration(tmp_path: Path) -> None:
+def test_training_that_diverged_is_said_and_judged_by_no_interval(tmp_path: Path) -> None:
     baseline, candidate = make_up(tmp_path, 1.5, 0.0, 2)
     change_predictions(candidate[0], probability=np.full((10_000, 10), np.nan, np.float32))
     found = compare(baseline, candidate)
-    assert rows(found)["test accuracy"].low is not None
     assert rows(found)["test calibration error"].points is None
+    assert_unjudged(found, candidate[0], "its probabilities for test images are no numbers")
 
 
-def test_predictions_count_if_the_result_says_otherwise(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"training": {"train_loss": None}}, "its training loss became infinite or no number"),
+        ({"metrics": {"loss": None}}, "the model's outputs for test images are infinite"),
+    ],
+)
+def test_loss_that_is_no_number_is_a_divergence(
+    changes: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    baseline, candidate = make_up(tmp_path, 1.5, 0.0, 2)
+    run = candidate[1]
+    assert run.metrics.test is not None
+    test = run.metrics.test.model_copy(update=changes.get("metrics", {}))
+    changed = run.model_copy(
+        update={
+            "metrics": run.metrics.model_copy(update={"test": test}),
+            "training": run.training.model_copy(update=changes.get("training", {})),
+        }
+    )
+    changed._folder = run.folder
+    assert_unjudged(compare(baseline, [candidate[0], changed]), run, said)
+
+
+def test_model_that_says_one_class_of_everything_has_diverged(tmp_path: Path) -> None:
+    right = np.arange(200)[None] % 10 == 3
+    other = draw_right(np.random.default_rng(0), 1, 200, 0.8)
+    baseline = save_repeats(tmp_path, "base", [100], other)
+    candidate = save_repeats(tmp_path, "one", [50], right)
+    change_predictions(candidate[0], prediction=np.full(200, 3))
+    said = "it says class 3 of all 200 test images"
+    assert_unjudged(compare(baseline, candidate), candidate[0], said)
+
+
+def assert_unjudged(found: Comparison, run: Result, said: str) -> None:
+    """Assert that a comparison names a training that diverged, and has no interval."""
+    name = f"{run.recipe.name}/{run.run_id}"
+    assert f"since the training of {name} diverged" in found.sentence
+    assert any(note.startswith(f"{name}: {said}") for note in found.notes)
+    assert all(row.low is None and row.high is None for row in found.rows)
+    assert found.accuracy is not None
+    assert (found.speed, found.accuracy.verdict) == ("undecided", "undecided")
+    assert "[" not in found.sentence
+
+
+def test_result_and_predictions_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
     baseline, candidate = make_up(tmp_path, 1.5, 0.0, 1)
     changed = candidate[0].model_copy(update={"metrics": Metrics(test=make_split(0.5), train=None)})
     changed._folder = candidate[0].folder
-    found = compare(baseline, changed)
-    assert rows(found)["test accuracy"].points == pytest.approx(0.0)
-    assert any("the latter count" in note for note in found.notes)
+    with pytest.raises(ResultError, match=rf"{changed.run_id}.predictions\.npz and result\.json"):
+        compare(baseline, changed)
+
+
+def test_predictions_of_another_run_are_refused_by_name(tmp_path: Path) -> None:
+    baseline, candidate = make_up(tmp_path, 1.5, 0.0, 2)
+    files = [run.folder / "predictions.npz" for run in candidate if run.folder]
+    sealed = [
+        run.model_copy(update={"predictions_sha256": digest_of(file)})
+        for run, file in zip(candidate, files, strict=True)
+    ]
+    for run, original in zip(sealed, candidate, strict=True):
+        run._folder = original.folder
+    assert compare(baseline, sealed).accuracy is not None
+    content = [file.read_bytes() for file in files]
+    for file, other in zip(files, content[::-1], strict=True):
+        file.write_bytes(other)
+    with pytest.raises(ResultError, match=r"is not the file that this run wrote"):
+        compare(baseline, sealed)
 
 
 def test_noise_has_no_accuracy() -> None:
@@ -432,7 +494,10 @@ def test_kernel_and_commit_are_stated_and_not_refused() -> None:
 def test_other_images_in_the_predictions_are_refused(tmp_path: Path) -> None:
     baseline, candidate = make_up(tmp_path, 1.5, 0.0, 2)
     for run in candidate:
-        change_predictions(run, label=np.arange(1, 10_001) % 10)
+        assert run.folder is not None
+        with np.load(run.folder / "predictions.npz") as file:
+            moved = (file["prediction"] + 1) % 10
+        change_predictions(run, label=np.arange(1, 10_001) % 10, prediction=moved)
     with pytest.raises(ComparisonError, match="base and cand has 2 problems") as caught:
         compare(baseline, candidate)
     for run in candidate:

@@ -64,7 +64,8 @@ def test_seeds_and_images_are_both_covered(seeds: int, of_seeds: float, of_image
         found = image + rest + generator.normal(0, math.sqrt(of_seeds), seeds)
         spread = generator.normal(0, math.sqrt(of_images / seeds), (resamples, 1))
         resampled = found + spread + generator.normal(0, 1, (resamples, seeds))
-        hits += holds(seeds_and_images_interval(found, resampled, seed=0), 0.0)
+        sides = (np.stack([np.zeros_like(item), item]) for item in (found, resampled))
+        hits += holds(seeds_and_images_interval(*sides, paired=True), 0.0)
     share = hits / experiments
     highest = HIGHEST_OF_TWO if seeds == 2 else HIGHEST
     assert LOWEST - allowance(experiments) < share < highest + allowance(experiments)
@@ -96,7 +97,9 @@ def test_accuracy_intervals_cover_the_true_difference(
         lost = (discordant + loss) / 2 - shift
         won = (discordant - loss) / 2 + shift
         draw = generator.random((seeds, images))
-        found = accuracy_interval(np.where(draw < lost, -1.0, np.where(draw < lost + won, 1.0, 0)))
+        found = accuracy_interval(
+            np.stack([draw < lost, (lost <= draw) & (draw < lost + won)]) * 1.0
+        )
         hits += holds(found, -loss)
         worse += judge_accuracy(found, loss or 0.005, seeds) == WORSE
     assert LOWEST - allowance(experiments) < hits / experiments < HIGHEST + allowance(experiments)

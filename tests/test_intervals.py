@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from hfbench.intervals import (
+    Interval,
     holm,
     mcnemar,
     mean_interval,
@@ -71,9 +73,27 @@ def test_mcnemar_is_the_exact_binomial_test(
     assert mcnemar(only_baseline, only_candidate) == pytest.approx(p)
 
 
+def of_pairs(differences: np.ndarray, resampled: np.ndarray) -> Interval:
+    """Return the interval of differences from a baseline that is always 0."""
+    sides, images = (np.stack([np.zeros_like(item), item]) for item in (differences, resampled))
+    return seeds_and_images_interval(sides, images, paired=True)
+
+
+def test_two_sides_are_judged_with_the_degrees_of_freedom_of_welch() -> None:
+    # Three trainings a side, no noise of images. Variances 1 and 4, of the means 1/3 and 4/3: their
+    # sum is 5/3, and Welch's degrees of freedom are 2 (5/3)^2 / ((1/3)^2 + (4/3)^2) = 50/17.
+    sides = np.array([[-1.0, 0.0, 1.0], [8.0, 10.0, 12.0]])
+    still = np.repeat(sides[:, None], 4000, axis=1)
+    found = seeds_and_images_interval(sides, still, paired=False)
+    half = float(stats.t.ppf(0.975, 50 / 17)) * math.sqrt(5 / 3)
+    assert found.value == 10
+    assert found.high == pytest.approx(10 + half, rel=0.02)
+    assert found.low == pytest.approx(10 - half, rel=0.02)
+
+
 def test_one_seed_has_the_interval_of_its_images() -> None:
     resampled = np.linspace(-1, 1, 2001)[:, None]
-    found = seeds_and_images_interval(np.array([0.1]), resampled)
+    found = of_pairs(np.array([0.1]), resampled)
     assert found.value == 0.1
     assert (found.low, found.high) == (pytest.approx(-0.95), pytest.approx(0.95))
 
@@ -81,8 +101,8 @@ def test_one_seed_has_the_interval_of_its_images() -> None:
 def test_seeds_that_scatter_widen_the_interval() -> None:
     generator = np.random.default_rng(0)
     resampled = generator.normal(0, 0.1, (4000, 3))
-    calm = seeds_and_images_interval(np.array([0.0, 0.01, -0.01]), resampled)
-    wild = seeds_and_images_interval(np.array([0.0, 1.0, -1.0]), resampled)
+    calm = of_pairs(np.array([0.0, 0.01, -0.01]), resampled)
+    wild = of_pairs(np.array([0.0, 1.0, -1.0]), resampled)
     # Calm: three means of deviation 0.1: 1.96 x 0.1 / sqrt 3. Wild: t(2) x 1 / sqrt 3.
     assert calm.high == pytest.approx(1.96 * 0.1 / math.sqrt(3), rel=0.1)
     assert wild.high == pytest.approx(4.30265 / math.sqrt(3), rel=0.15)
@@ -92,7 +112,7 @@ def test_seeds_that_scatter_widen_the_interval() -> None:
 def test_what_all_seeds_share_is_not_averaged_away() -> None:
     generator = np.random.default_rng(0)
     shared = np.repeat(generator.normal(0, 0.1, (4000, 1)), 3, axis=1)
-    found = seeds_and_images_interval(np.zeros(3), shared)
+    found = of_pairs(np.zeros(3), shared)
     assert found.high == pytest.approx(1.96 * 0.1, rel=0.1)
 
 

@@ -1,0 +1,53 @@
+"""Trainings that diverged: nothing that is measured of them says what a recipe is worth."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from hfbench.predicted import load_predictions
+from hfbench.quantities import join_words
+from hfbench.result import Result
+
+_SHOWN = 3  # runs that a sentence names
+
+
+def find_diverged(runs: Sequence[Result]) -> dict[str, str]:
+    """Find the trainings that diverged.
+
+    Returns:
+        ``recipe/run id`` -> what shows it.
+
+    Raises:
+        ResultError: If predictions cannot be read.
+    """
+    found = {f"{run.recipe.name}/{run.run_id}": _what_shows_it(run) for run in runs}
+    return {name: why for name, why in found.items() if why}
+
+
+def say_diverged(diverged: Mapping[str, str]) -> str:
+    """Return a clause that names trainings that diverged."""
+    names = list(diverged)
+    more = f"{len(names) - _SHOWN} more" if len(names) > _SHOWN else None
+    named = join_words([*names[:_SHOWN], *([more] if more else [])])
+    return f"since the training of {named} diverged"
+
+
+def _what_shows_it(run: Result) -> str | None:
+    test = run.metrics.test
+    if test is None:  # labels mean nothing, and no loss does
+        return None
+    if run.training.train_loss is None or not math.isfinite(run.training.train_loss):
+        return "its training loss became infinite or no number"
+    if test.loss is None or not math.isfinite(test.loss):
+        return "the model's outputs for test images are infinite or no numbers"
+    predicted = load_predictions(run)
+    if predicted is None or not len(predicted.label):
+        return None
+    if not predicted.calibrated:
+        return "its probabilities for test images are no numbers"
+    one = len(set(predicted.prediction.tolist())) == 1
+    if one and len(set(predicted.label.tolist())) > 1:
+        name = run.data.label_names[int(predicted.prediction[0])]
+        return f"it says {name} of all {len(predicted.label):,} test images"
+    return None
