@@ -139,6 +139,7 @@ _CHOICES = {
     ),
 }
 _LONGEST_NAME = 96  # letters of a name that is compared with others: takes their product in time
+_DEFAULT_STEPS = 500  # of TrainingArguments
 _STEPS = ("eval_steps", "logging_steps", "save_steps")
 _METRICS = ("loss", "accuracy", "f1_macro", "f1_weighted", "top5_accuracy")
 _SEED_LIMIT = 2**32  # numpy's seeds are unsigned 32-bit integers
@@ -300,6 +301,14 @@ def _contradictions(values: Mapping[str, Any]) -> list[str]:
             "training_args.load_best_model_at_end: there is no evaluation to find the best by, and "
             'no checkpoint to load; set eval_strategy and save_strategy to "epoch".'
         )
+    if on("load_best_model_at_end") and evaluates == saves == "steps":
+        every = values.get("eval_steps") or values.get("logging_steps", _DEFAULT_STEPS)
+        kept = values.get("save_steps", _DEFAULT_STEPS)
+        if not _is_multiple(kept, every):
+            problems.append(
+                f"training_args.save_steps: load_best_model_at_end needs checkpoints at "
+                f"evaluations, but {kept:g} is no multiple of eval_steps={every:g}."
+            )
     if saves == "best" and evaluates == "no":
         problems.append(
             'training_args.save_strategy: "best" needs evaluations; set eval_strategy to "epoch".'
@@ -393,6 +402,17 @@ def _without_effect(values: Mapping[str, Any]) -> list[str]:
             "dataloader_num_workers to 1 or more, or leave it out."
         )
     return problems
+
+
+def _is_multiple(steps: Any, every: Any) -> bool:
+    """Tell whether one number of steps is a multiple of another; shares of all steps are below 1.
+
+    What is no number is said elsewhere.
+    """
+    if not all(isinstance(value, int | float) and value > 0 for value in (steps, every)):
+        return True
+    ratio = steps / every
+    return bool((steps < 1) == (every < 1) and ratio > 0.5 and math.isclose(ratio, round(ratio)))
 
 
 def _unknown_trackers(report_to: Any) -> list[str]:

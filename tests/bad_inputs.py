@@ -125,6 +125,16 @@ TOGETHER: list[tuple[dict[str, Any], str]] = [
         "load_best_model_at_end",
     ),
     ({"save_strategy": "best", "eval_strategy": "no"}, "save_strategy"),
+    (
+        {
+            "load_best_model_at_end": True,
+            "eval_strategy": "steps",
+            "eval_steps": 4,
+            "save_strategy": "steps",
+            "save_steps": 6,
+        },
+        "save_steps",
+    ),
     ({"save_strategy": "no", "save_steps": 5}, "save_steps"),
     ({"eval_strategy": "no", "eval_steps": 5}, "eval_steps"),
     ({"eval_strategy": "no", "eval_delay": 2}, "eval_delay"),

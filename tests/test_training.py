@@ -289,14 +289,10 @@ def test_run_is_named_after_the_recipe(tmp_path: Path) -> None:
 
 
 def test_refusal_of_transformers_is_a_recipe_error(tmp_path: Path) -> None:
-    # transformers wants a multiple here, and only says so when the object is built.
-    recipe = tiny_recipe(
-        load_best_model_at_end=True,
-        eval_strategy="steps",
-        save_strategy="steps",
-        eval_steps=4,
-        save_steps=6,
-    )
+    # transformers wants a multiple here, as `check_recipe` does: which this recipe has not seen.
+    steps = {"eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 4, "save_steps": 6}
+    asked = tiny_recipe().training_args | {"load_best_model_at_end": True} | steps
+    recipe = tiny_recipe().model_copy(update={"training_args": asked})
     with pytest.raises(RecipeError, match=r"tiny are refused by transformers: .*multiple"):
         build_training_arguments(recipe, tmp_path)
 
