@@ -30,6 +30,7 @@ class LogFile(TrainerCallback):
             before: Seconds of training in earlier sessions.
         """
         self.path, self.before = path, before
+        self._lost = False  # lines, as was said
         self.start = time.perf_counter() - before
 
     def on_train_begin(
@@ -60,6 +61,11 @@ class LogFile(TrainerCallback):
         partial = self.path.with_name(f".{self.path.name}.partial")
         partial.write_text("".join(lines), "utf-8")
         partial.replace(self.path)
+
+    def _say_lost(self, error: OSError) -> None:
+        if not self._lost:
+            logger.warning(f"Lines of {self.path} are lost, since they cannot be written: {error}")
+        self._lost = True
 
     def _read(self) -> list[dict[str, Any] | None]:
         """Return what each line of the file holds; ``None`` where it cannot be read."""
@@ -92,8 +98,15 @@ class LogFile(TrainerCallback):
                 "seconds": time.perf_counter() - self.start,
             }
             entry |= _clean(logs)
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(entry, allow_nan=False) + "\n")
+            try:
+                _append(self.path, json.dumps(entry, allow_nan=False) + "\n")
+            except OSError as error:  # a line is not worth a run
+                self._say_lost(error)
+
+
+def _append(path: Path, line: str) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(line)
 
 
 def _clean(logs: dict[str, Any]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from hfbench.cli_options import AsJson, OutputDir, Overrides, print_json, say, s
 from hfbench.cli_studies import studies
 from hfbench.cli_tune import tuning
 from hfbench.errors import HfbenchError, Interrupted
+from hfbench.failures import WorldError, explain, write_patiently
 from hfbench.harmless import message
 from hfbench.launched import check_launch, is_first
 from hfbench.tether import END_WITH_PARENT, end_with_parent
@@ -41,7 +42,12 @@ _OF_ALL_PROCESSES = ("recipe", "suite", "tune", "ablate", "doctor")  # the last 
 
 
 def main() -> None:
-    """Run the command line; a user's error becomes a message and exit code 2."""
+    """Run the command line.
+
+    A user's error becomes a message and exit code 2, a failure of disk, memory or another process
+    one with exit code 1.
+    """
+    write_patiently()
     _log_to_stderr()
     # A letter that the output cannot take is no reason to fail.
     with contextlib.suppress(AttributeError, OSError):
@@ -58,6 +64,12 @@ def main() -> None:
         prefix = "" if isinstance(error, Interrupted) else "Error: "
         say(f"{prefix}{error}", file=sys.stderr)
         _leave(error.exit_code)
+    except Exception as error:
+        said = explain(error)
+        if said is None:
+            raise
+        say(f"Error: {said}", file=sys.stderr)
+        _leave(WorldError.exit_code)
     except KeyboardInterrupt:
         if is_first():
             say("Stopped.", file=sys.stderr)

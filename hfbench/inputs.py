@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +24,7 @@ from hfbench.checkpoints import is_known_without_checkpoint
 from hfbench.clock import Clock
 from hfbench.connection import use_cache_if_unreachable
 from hfbench.data import ImageBatches, ImageSplit
-from hfbench.errors import HfbenchError, HubError, RecipeError
+from hfbench.errors import DeviceError, HfbenchError, HubError, RecipeError
 from hfbench.models import (
     ModelSource,
     check_saved_processor,
@@ -36,6 +39,7 @@ from hfbench.scores import Scores
 from hfbench.sources import open_splits
 from hfbench.training import BenchTrainer, build_trainer
 
+_SHARED_MEMORY = Path("/dev/shm")  # where torch's workers put batches, on Linux
 _CHECKED_IMAGES = 4  # on which the saved image processor is compared with ours
 
 
@@ -152,6 +156,7 @@ def assemble(
         location = recipe.preprocessing.location
         return ImageBatches(split, preprocessing, location, augment, device)
 
+    check_shared_memory(recipe, args, inputs)
     set_implementation(inputs.model, recipe.model)
     return build_trainer(
         recipe,
@@ -164,6 +169,36 @@ def assemble(
         clock,
         list(callbacks),
     )
+
+
+def check_shared_memory(recipe: Recipe, args: TrainingArguments, inputs: Inputs) -> None:
+    """Refuse loader workers whose batches do not fit into shared memory.
+
+    A worker that finds none there loses its batch, and the run would wait for it for ever.
+
+    Raises:
+        DeviceError: With what is needed and what is free, in MiB, and what to do.
+    """
+    workers = args.dataloader_num_workers
+    on_device = recipe.preprocessing.location == "device"
+    if not workers or not _SHARED_MEMORY.is_dir() or (on_device and args.device.type != "cpu"):
+        return  # images that lie on a device are not handed over
+    size = recipe.preprocessing.image_size
+    height, width = inputs.train.images.shape[-2:]
+    image = 3 * height * width if on_device else 3 * size * size * 4  # uint8; float32
+    mixed = 2 if inputs.preprocessing.mixes and on_device else 1
+    batch = max(args.per_device_train_batch_size, args.per_device_eval_batch_size)
+    ahead = workers * (args.dataloader_prefetch_factor or 2) + 1  # one more is used meanwhile
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    needed = mixed * image * batch * ahead * here / 2**20
+    free = shutil.disk_usage(_SHARED_MEMORY).free / 2**20
+    if needed > free:
+        raise DeviceError(
+            f"{_SHARED_MEMORY} has {free:.0f} MiB free, but {workers} loader workers hand over up to "
+            f"{needed:.0f} MiB there at once. Give it more (in a container: --shm-size), or train "
+            "without: training_args.dataloader_num_workers=0, or preprocessing.location=device, or "
+            "a smaller batch."
+        )
 
 
 def has_labels(recipe: Recipe) -> bool:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ def plot_curves(log_file: Path, title: str, path: Path) -> None:
     """
     from matplotlib.figure import Figure  # takes 0.4 s, for which training need not wait
 
-    entries = [json.loads(line) for line in log_file.read_text("utf-8").splitlines()]
+    entries = list(_entries(log_file))
     figure = Figure(figsize=(8, 3.2), layout="constrained")
     losses, accuracies = figure.subplots(1, 2)
     figure.suptitle(title)
@@ -73,6 +74,16 @@ def plot_confusion(
                 axes.text(column, row, text, ha="center", va="center", color=color, fontsize=8)
     figure.colorbar(picture, ax=axes, shrink=0.8)
     figure.savefig(path, dpi=120)
+
+
+def _entries(log_file: Path) -> Iterator[dict[str, Any]]:
+    """Yield the lines of a log that can be read: a full disk may have cost some."""
+    lines = log_file.read_bytes().splitlines() if log_file.is_file() else []
+    for line in lines:
+        with contextlib.suppress(ValueError, RecursionError):
+            entry = json.loads(line)
+            if isinstance(entry, dict) and "epoch" in entry:
+                yield entry
 
 
 def _series(entries: Sequence[dict[str, Any]], name: str) -> tuple[list[float], list[float]]:

@@ -28,7 +28,8 @@ from hfbench.environment import (
     is_main_process,
     requested_processes,
 )
-from hfbench.errors import DeviceError, Interrupted, RecipeError
+from hfbench.errors import DeviceError, HfbenchError, Interrupted, RecipeError
+from hfbench.failures import WorldError, explain
 from hfbench.folders import (
     find_earlier_run,
     hold,
@@ -92,6 +93,13 @@ def run_recipe(
             return _run(recipe, root, resume, rerun, held, stop, place)
         except KeyboardInterrupt:
             raise Interrupted(place.say_stop()) from None
+        except HfbenchError:
+            raise
+        except Exception as error:
+            said = explain(error, place.folder)
+            if said is None:
+                raise
+            raise WorldError(f"{said} {place.say_failure()}") from error
 
 
 @dataclass
@@ -121,6 +129,17 @@ class _Place:
             f"Stopped before the first checkpoint: {self.folder} holds nothing to go on from. The "
             "same command starts anew."
         )
+
+    def say_failure(self) -> str:
+        """Say what is kept of a run that failed, and how to go on."""
+        if self.finished:
+            return f"The run itself is finished, and in {self.folder}."
+        if self.folder is not None and has_checkpoint(self.folder):
+            done = "What was trained" if self.trained else "What was done until its checkpoint"
+            return f"{done} is in {self.folder}. Go on with the same command and --resume."
+        if self.folder is not None and self.folder.exists():
+            return f"{self.folder} holds no checkpoint; the same command starts anew."
+        return "Nothing was trained."
 
 
 def _run(

@@ -1,0 +1,185 @@
+"""What the world does to a run: a full disk, no memory, a lost process. The one place that tells.
+
+Libraries raise such failures under many names, some of them as plain `RuntimeError`. `explain`
+finds the cause in an exception and everything that led to it; a real bug is not explained, and
+keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hfbench.errors import HfbenchError, first_line
+
+_DISK_FULL = "the disk is full. Make room on it, or write elsewhere (--output-dir)"
+_CAUSES = {
+    errno.ENOSPC: _DISK_FULL,
+    errno.EDQUOT: "your share of the disk is used up. Make room, or write elsewhere (--output-dir)",
+    errno.EFBIG: "a file would become larger than the system allows (ulimit -f, file system)",
+    errno.EROFS: "the file system has become read-only. Look at the disk, or write elsewhere",
+    errno.EIO: "the disk, or the connection to it, fails. Look at the system's log (dmesg)",
+    errno.EACCES: "it may not be written or read. Give it the rights, or write elsewhere",
+    errno.EPERM: "the system does not allow it. Give it the rights, or write elsewhere",
+    errno.EMFILE: "too many files are open. Allow more (ulimit -n), or use fewer loader workers",
+    errno.ENFILE: "too many files are open on this machine. End what holds them",
+    errno.ENOMEM: "there is no memory left. Use a smaller batch, or fewer loader workers",
+    errno.ESTALE: "a network file system has lost it. Mount it again",
+    errno.ENOTCONN: "a network file system has gone. Mount it again",
+}
+_MEMORY = (
+    "there is no memory left. Make per_device_train_batch_size smaller and "
+    "gradient_accumulation_steps as much larger, or use fewer loader workers"
+)
+# What libraries say instead of an errno, and what it stands for. torch's archive writer hides it.
+_SAYINGS = (
+    (r"\(os error (\d+)\)|\[Errno (\d+)\]", None),
+    (r"No space left on device", _DISK_FULL),
+    (r"PytorchStreamWriter failed|unexpected pos \d+ vs|inline_container", _DISK_FULL),
+    (r"DefaultCPUAllocator: |can't allocate memory|[Cc]annot allocate memory|bad_alloc", _MEMORY),
+    (r"[Uu]nable to (?:mmap|allocate shared memory)|unable to open shared memory", None),
+)
+_WORKER = re.compile(r"DataLoader worker .*(?:exited unexpectedly|killed by signal)")
+_SHARED_MEMORY = re.compile(
+    r"shared memory|unable to write to file </torch_|unable to mmap \d+ bytes|[Bb]us error|/dev/shm"
+)
+_LOST = re.compile(
+    r"[Cc]onnection (?:closed|reset) by peer|NCCL (?:error|communicator was aborted)|"
+    r"Rank \d+ (?:exited|failed)|\[.*gloo.*\].*(?:[Tt]imed out|[Bb]roken pipe|peer)|"
+    r"DistStoreError|DistNetworkError|DistBackendError"
+)
+_WORKER_ADVICE = (
+    "Run without workers (training_args.dataloader_num_workers=0), prepare images on the device "
+    "(preprocessing.location=device), or give more memory (in a container: --shm-size)"
+)
+
+
+class WorldError(HfbenchError):
+    """Something outside of recipe and program failed: the disk, the memory, another process."""
+
+    exit_code = 1
+
+
+def explain(error: BaseException, folder: Path | None = None) -> str | None:
+    """Say what happened, where, and what to do.
+
+    Args:
+        error: That ended the work.
+        folder: Of the run, if there was one.
+
+    Returns:
+        Sentences; ``None`` if it is a failure of the program itself.
+    """
+    if folder is not None and not folder.exists():
+        return f"{folder} is gone: it was moved or removed while the run went on."
+    for link in _chain(error):
+        found = _explain_one(link)
+        if found:
+            return found
+    return None
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """Yield an exception and what led to it."""
+    seen: set[int] = set()
+    link: BaseException | None = error
+    while link is not None and id(link) not in seen:
+        seen.add(id(link))
+        yield link
+        link = link.__cause__ or link.__context__
+
+
+def _explain_one(error: BaseException) -> str | None:
+    text = str(error)
+    if _WORKER.search(text) or (_is_torch_error(error) and _SHARED_MEMORY.search(text)):
+        kind = "ran out of shared memory" if _SHARED_MEMORY.search(text) else "died"
+        return f"A loader worker {kind}: {first_line(error)} {_WORKER_ADVICE}."
+    if isinstance(error, OSError) and error.errno in _CAUSES:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{_CAUSES[error.errno]} ({os.strerror(error.errno)})."
+    if isinstance(error, MemoryError):
+        return f"{_sentence(_MEMORY)} ({first_line(error)})."
+    if type(error).__name__ == "OutOfMemoryError":
+        return f"{_sentence(_MEMORY)} ({first_line(error)})."
+    if not _is_torch_error(error):
+        return None
+    if type(error).__name__.startswith("Dist") or _LOST.search(text):
+        return f"Another process of this run was lost: {first_line(error)} Read what it said."
+    for pattern, cause in _SAYINGS:
+        match = re.search(pattern, text)
+        if match is None:
+            continue
+        number = next((int(group) for group in match.groups() if group), 0)
+        said = cause or _CAUSES.get(number)
+        if said:
+            return f"{_sentence(said)} ({first_line(error)})."
+    return None
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _is_torch_error(error: BaseException) -> bool:
+    """Tell whether a library raised it that has no kinds of its own for such failures."""
+    return isinstance(error, RuntimeError | OSError) or type(error).__module__.startswith(
+        ("safetensors", "torch", "multiprocessing")
+    )
+
+
+class PatientStream:
+    """Standard output or error that goes silent where nobody reads it any more, or it is full.
+
+    A run is worth hours, a line of output nothing: a reader that went away, a log on a full disk or
+    a terminal that hung up must not end it.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Write text, or drop it."""
+        try:
+            return int(self._stream.write(text))
+        except (OSError, ValueError):
+            self._go_silent()
+            return len(text)
+
+    def writelines(self, lines: Any) -> None:
+        """Write several."""
+        for line in lines:
+            self.write(line)
+
+    def flush(self) -> None:
+        """Hand over what was written, or drop it."""
+        try:
+            self._stream.flush()
+        except (OSError, ValueError):
+            self._go_silent()
+
+    def _go_silent(self) -> None:
+        silent = os.open(os.devnull, os.O_WRONLY)
+        try:
+            os.dup2(silent, self._stream.fileno())  # what is still to be flushed goes there too
+        except (OSError, ValueError):
+            self._stream = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - for good
+        finally:
+            os.close(silent)
+
+
+def write_patiently() -> None:
+    """Let no line of output end the program, whatever stands behind stdout and stderr."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by the shell: >&-
+            stream = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - for good
+        if not isinstance(stream, PatientStream):
+            setattr(sys, name, PatientStream(stream))

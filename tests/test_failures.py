@@ -1,0 +1,178 @@
+"""What disk, memory and other processes do to a run is said; nothing that was trained is lost."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hfbench.errors import HfbenchError
+from hfbench.failures import PatientStream, WorldError, explain
+from hfbench.manifest import has_checkpoint
+from hfbench.result import find_runs
+from hfbench.runner import run_recipe
+from tests.builders import tiny_recipe, vit_config, write_model
+
+
+@pytest.fixture(scope="module")
+def vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("models") / "vit", vit_config())
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "a/b"), "a/b: the disk is full"),
+        (OSError(errno.EFBIG, "File too large"), "larger than the system allows"),
+        (OSError(errno.EROFS, "Read-only file system"), "read-only"),
+        (OSError(errno.EIO, "Input/output error"), "the disk, or the connection to it, fails"),
+        (PermissionError(errno.EACCES, "Permission denied", "x"), "x: it may not be written"),
+        (OSError(errno.EMFILE, "Too many open files"), "too many files are open"),
+        (MemoryError("Unable to allocate 9 GiB"), "no memory left"),
+        (torch.OutOfMemoryError("CUDA out of memory."), "no memory left"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "no memory"),
+        (RuntimeError("PytorchStreamWriter failed writing file data/3"), "The disk is full"),
+        (
+            RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0"),
+            "disk",
+        ),
+        (
+            RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."),
+            "loader worker died",
+        ),
+        (RuntimeError("unable to write to file </torch_7_1>: No space left (28)"), "shared memory"),
+        (RuntimeError("[gloo/transport/tcp/pair.cc] Connection closed by peer"), "was lost"),
+    ],
+)
+def test_failures_of_the_world_are_explained(error: Exception, said: str) -> None:
+    assert said in str(explain(error))
+    led_to = ValueError("while saving")
+    led_to.__cause__ = error
+    assert said in str(explain(led_to))
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("bad"), KeyError("x"), RuntimeError("shapes differ"), TypeError("None")]
+)
+def test_bugs_keep_their_traceback(error: Exception) -> None:
+    assert explain(error) is None
+
+
+def full(*args: Any, **kwargs: Any) -> Any:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    ("place", "keeps"),
+    [
+        ("hfbench.runner.save_model", True),
+        ("hfbench.runner.metrics.score", True),
+        ("hfbench.runner.save_predictions", True),
+        ("hfbench.runner.plots.plot_curves", True),
+        ("hfbench.runner.hub.model_card", True),
+        ("hfbench.runner.save_result", True),
+        ("hfbench.runner.note_environment", False),
+        ("hfbench.folders.write_json", False),
+        ("hfbench.training.BenchTrainer.training_step", False),
+        ("hfbench.callbacks.LogFile.on_train_begin", False),
+    ],
+)
+def test_full_disk_anywhere_is_said_and_loses_nothing(
+    place: str, keeps: bool, vit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tiny_recipe(vit, pretrained=True, num_train_epochs=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(place, full)
+        with pytest.raises(HfbenchError) as caught:
+            run_recipe(recipe, tmp_path)
+    assert (caught.value.exit_code, isinstance(caught.value, WorldError)) == (1, True)
+    assert "the disk is full" in str(caught.value)
+    assert ("--resume" in str(caught.value)) == keeps
+    if keeps:
+        (run,) = find_runs(tmp_path)
+        assert has_checkpoint(run.folder)
+        assert run_recipe(recipe, tmp_path, resume=True).training.sessions == 2
+
+
+def test_full_disk_at_a_checkpoint_keeps_the_one_before(
+    vit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tiny_recipe(vit, pretrained=True, save_strategy="steps", save_steps=2)
+    original: Callable[..., Any] = torch.save
+
+    def save(what: Any, place: Any, *args: Any, **kwargs: Any) -> None:
+        if "checkpoint-6" in str(place):
+            raise RuntimeError("PytorchStreamWriter failed writing file data/0")
+        original(what, place, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", save)
+        with pytest.raises(WorldError, match=r"disk is full.*until its checkpoint is in.*--resume"):
+            run_recipe(recipe, tmp_path)
+    result = run_recipe(recipe, tmp_path, resume=True)
+    assert (result.training.sessions, result.training.optimizer_steps) == (2, 12)
+
+
+def test_log_line_that_cannot_be_written_costs_no_run(
+    vit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hfbench.callbacks._append", full)
+    assert run_recipe(tiny_recipe(vit, pretrained=True), tmp_path).training.optimizer_steps == 12
+
+
+def test_folder_that_is_gone_is_named(
+    vit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import shutil
+
+    def vanish(*args: Any, **kwargs: Any) -> Any:
+        shutil.rmtree(tmp_path / "runs")
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", "somewhere")
+
+    monkeypatch.setattr("hfbench.runner.save_predictions", vanish)
+    with pytest.raises(WorldError, match=r"is gone: it was moved or removed"):
+        run_recipe(tiny_recipe(vit, pretrained=True), tmp_path / "runs")
+
+
+def test_batches_of_workers_that_do_not_fit_into_shared_memory_are_refused(
+    vit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = type("Usage", (), {"free": 2**20})
+    monkeypatch.setattr("hfbench.inputs.shutil.disk_usage", lambda path: usage)
+    # 20 images of 3 x 32 x 32 float32 are 0.234 MiB; two workers two ahead, and one in use: five.
+    recipe = tiny_recipe(vit, pretrained=True, dataloader_num_workers=2)
+    with pytest.raises(HfbenchError, match=r"1 MiB free, but 2 loader workers .* 1 MiB .*shm-size"):
+        run_recipe(recipe, tmp_path / "runs")
+    assert list(find_runs(tmp_path / "runs")) == []
+
+
+def test_stream_without_a_reader_goes_silent() -> None:
+    read, write = os.pipe()
+    stream = PatientStream(os.fdopen(write, "w"))
+    os.close(read)
+    for _ in range(3):
+        stream.write("x" * 100_000)
+        stream.flush()
+    closed = io.StringIO()
+    closed.close()
+    assert PatientStream(closed).write("x") == 1
+
+
+def test_command_goes_on_when_nobody_reads_it() -> None:
+    code = (
+        "import sys; from hfbench.failures import write_patiently; write_patiently()\n"
+        "for _ in range(5000): print('x' * 100)\n"
+        "sys.stdout.flush(); print('done', file=sys.stderr)"
+    )
+    shell = f'{sys.executable} -c "{code}" | head -1; echo ${{PIPESTATUS[0]}}'
+    done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "0"
+    assert done.stderr == "done\n"
