@@ -10,11 +10,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partialmethod
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from hfbench.errors import first_line
 
 logger = logging.getLogger(__name__)
 
@@ -107,6 +110,31 @@ class LogFile(TrainerCallback):
 def _append(path: Path, line: str) -> None:
     with path.open("a", encoding="utf-8") as file:
         file.write(line)
+
+
+class PatientTracker(TrainerCallback):
+    """A tracker that is dropped, with a warning, as soon as it fails: it must not cost a run."""
+
+    def __init__(self, tracker: TrainerCallback) -> None:
+        self.tracker: TrainerCallback | None = tracker
+
+    def tell(self, event: str, *args: Any, **kwargs: Any) -> Any:
+        """Pass an event of Trainer on, while the tracker works."""
+        if self.tracker is None:
+            return None
+        try:
+            return getattr(self.tracker, event)(*args, **kwargs)
+        except Exception as error:  # trackers raise whatever their servers and libraries do
+            logger.warning(
+                f"{type(self.tracker).__name__} failed and is left out from here on; the run goes "
+                f"on: {first_line(error)}"
+            )
+            self.tracker = None
+            return None
+
+
+for _event in [name for name in vars(TrainerCallback) if name.startswith("on_")]:
+    setattr(PatientTracker, _event, partialmethod(PatientTracker.tell, _event))
 
 
 def _clean(logs: dict[str, Any]) -> dict[str, Any]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import netrc
 import os
 import platform
+import socket
 import subprocess
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict
 
@@ -34,6 +38,8 @@ PACKAGES = (
     "numpy",
     "pillow",
 )
+
+_SERVER_SECONDS = 3.0  # for a tracker's server to answer
 
 
 # How a command line may name accelerate's command and its launcher.
@@ -197,12 +203,52 @@ def _missing_trackers(report_to: object) -> list[str]:
     available = ("none", "all", *get_available_reporting_integrations())
     wanted = report_to if isinstance(report_to, list) else [report_to or "none"]
     missing = [str(name) for name in wanted if name not in available]
+    unusable = {
+        name: problem
+        for name, find in (("wandb", _no_wandb_login), ("mlflow", _no_mlflow_server))
+        if (name in wanted or "all" in wanted) and name in available and (problem := find())
+    }
     return [
+        f"training_args.report_to: {problem}, or run without it: training_args.report_to=none"
+        for problem in unusable.values()
+    ] + [
         f'training_args.report_to: "{name}" is not installed; install it (tensorboard and trackio '
         f"come with "
         "pip install 'hfbench[tracking]'), or run without it: training_args.report_to=none"
         for name in missing
     ]
+
+
+def _no_wandb_login() -> str | None:
+    """Say that wandb would ask for a login in the middle of a run, or fail."""
+    settings = {name: os.environ.get(name, "").lower() for name in ("WANDB_MODE", "WANDB_DISABLED")}
+    off = settings["WANDB_MODE"] in ("offline", "disabled", "dryrun")
+    if off or settings["WANDB_DISABLED"] in ("1", "true", "yes") or os.environ.get("WANDB_API_KEY"):
+        return None
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    with contextlib.suppress(OSError, netrc.NetrcParseError):
+        if netrc.netrc(os.environ.get("NETRC")).authenticators(host):
+            return None
+    return (
+        '"wandb" has no login. Log in with "wandb login", or keep it here with WANDB_MODE=offline'
+    )
+
+
+def _no_mlflow_server() -> str | None:
+    """Say that the server that MLflow was told of does not answer."""
+    place = os.environ.get("MLFLOW_TRACKING_URI", "")
+    address = urlsplit(place)
+    if address.scheme not in ("http", "https") or not address.hostname:
+        return None
+    port = address.port or (443 if address.scheme == "https" else 80)
+    try:
+        socket.create_connection((address.hostname, port), timeout=_SERVER_SECONDS).close()
+    except OSError as error:
+        return (
+            f'"mlflow" cannot reach {place} (MLFLOW_TRACKING_URI): {error}. Start the server, or '
+            "unset the variable"
+        )
+    return None
 
 
 def _overruled(args: dict[str, Any], accelerator: str | None) -> list[str]:

@@ -194,9 +194,9 @@ def check_shared_memory(recipe: Recipe, args: TrainingArguments, inputs: Inputs)
     free = shutil.disk_usage(_SHARED_MEMORY).free / 2**20
     if needed > free:
         raise DeviceError(
-            f"{_SHARED_MEMORY} has {free:.0f} MiB free, but {workers} loader workers hand over up to "
-            f"{needed:.0f} MiB there at once. Give it more (in a container: --shm-size), or train "
-            "without: training_args.dataloader_num_workers=0, or preprocessing.location=device, or "
+            f"{_SHARED_MEMORY} has {free:.0f} MiB free, but {workers} loader workers hand over up "
+            f"to {needed:.0f} MiB there at once. Give it more (in a container: --shm-size), or "
+            "train without: training_args.dataloader_num_workers=0, or preprocessing.location=device, or "
             "a smaller batch."
         )
 

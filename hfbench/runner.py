@@ -10,16 +10,17 @@ import tempfile
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list
-from transformers import TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 from transformers.integrations import TensorBoardCallback
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from hfbench import hub, metrics, plots
-from hfbench.callbacks import LogFile, StopOnSignal
+from hfbench.callbacks import LogFile, PatientTracker, StopOnSignal
 from hfbench.clock import Clock, reset_memory
 from hfbench.data import ImageSplit
 from hfbench.environment import (
@@ -250,6 +251,13 @@ def _prepare_folder(folder: Path, trainer: BenchTrainer, clock: Clock) -> Path |
     for callback in trainer.callback_handler.callbacks:
         if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
             callback.logging_dir = str(folder / "tensorboard")  # beside checkpoints/, to be kept
+    trackers: Any = tuple(INTEGRATION_TO_CALLBACK.values())
+    trainer.callback_handler.callbacks = [
+        PatientTracker(cast(TrainerCallback, callback))
+        if isinstance(callback, trackers)
+        else callback
+        for callback in trainer.callback_handler.callbacks
+    ]
     choice = [newest_checkpoint(folder) if is_main_process() else None]
     broadcast_object_list(choice)
     (checkpoint,) = choice

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import io
+import logging
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,7 +15,11 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import TrainerCallback
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
+import hfbench.runner
+from hfbench.environment import check_machine
 from hfbench.errors import HfbenchError
 from hfbench.failures import PatientStream, WorldError, explain
 from hfbench.manifest import has_checkpoint
@@ -176,3 +182,67 @@ def test_command_goes_on_when_nobody_reads_it() -> None:
     done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "0"
     assert done.stderr == "done\n"
+
+
+# Trackers
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
+    """Let wandb and mlflow seem to be installed, without a login or a setting."""
+    monkeypatch.setattr(
+        "transformers.integrations.get_available_reporting_integrations",
+        lambda: ["wandb", "mlflow"],
+    )
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_DISABLED", "WANDB_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    return monkeypatch
+
+
+def test_tracker_without_a_login_is_refused_before_training(
+    installed: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    recipe = tiny_recipe(report_to="wandb")
+    (problem,) = check_machine(recipe)
+    assert 'report_to: "wandb" has no login. Log in with "wandb login"' in problem
+    assert "training_args.report_to=none" in problem
+    (tmp_path / "netrc").write_text("machine api.wandb.ai login user password secret")
+    assert check_machine(recipe) == []
+    (tmp_path / "netrc").unlink()
+    installed.setenv("WANDB_MODE", "offline")
+    assert check_machine(recipe) == []
+
+
+def test_tracker_whose_server_does_not_answer_is_refused(installed: pytest.MonkeyPatch) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = f"http://127.0.0.1:{free.getsockname()[1]}"
+    installed.setenv("MLFLOW_TRACKING_URI", place)
+    (problem,) = check_machine(tiny_recipe(report_to="mlflow"))
+    assert f'"mlflow" cannot reach {place}' in problem
+    installed.setenv("MLFLOW_TRACKING_URI", "file:///somewhere")
+    assert check_machine(tiny_recipe(report_to="mlflow")) == []
+
+
+def test_tracker_that_fails_later_is_left_out(
+    vit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Tracker(TrainerCallback):
+        def on_log(self, *args: Any, **kwargs: Any) -> None:
+            raise ConnectionError("503 from the server")
+
+    monkeypatch.setattr(logging.getLogger("hfbench"), "propagate", True)
+    monkeypatch.setitem(INTEGRATION_TO_CALLBACK, "tracker", Tracker)
+    original = hfbench.runner.assemble
+
+    def assemble(*args: Any) -> Any:
+        trainer = original(*args)
+        trainer.add_callback(Tracker())
+        return trainer
+
+    monkeypatch.setattr("hfbench.runner.assemble", assemble)
+    result = run_recipe(tiny_recipe(vit, pretrained=True), tmp_path)
+    assert result.training.optimizer_steps == 12
+    assert caplog.text.count("Tracker failed and is left out from here on") == 1
