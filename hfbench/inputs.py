@@ -196,8 +196,8 @@ def check_shared_memory(recipe: Recipe, args: TrainingArguments, inputs: Inputs)
         raise DeviceError(
             f"{_SHARED_MEMORY} has {free:.0f} MiB free, but {workers} loader workers hand over up "
             f"to {needed:.0f} MiB there at once. Give it more (in a container: --shm-size), or "
-            "train without: training_args.dataloader_num_workers=0, preprocessing.location=device, or "
-            "a smaller batch."
+            "train without: training_args.dataloader_num_workers=0, preprocessing.location=device, "
+            "or a smaller batch."
         )
 
 
