@@ -45,7 +45,7 @@ _DYNAMO_DETAILS = [
     f"ACCELERATE_DYNAMO_{name}"
     for name in ("MODE", "USE_FULLGRAPH", "USE_DYNAMIC", "USE_REGIONAL_COMPILATION")
 ]
-_environment_set_here: dict[str, str] = {}  # by an earlier run in this process
+_set_here: set[tuple[str, str]] = set()  # variables and values, by runs of this process
 
 
 def build_training_arguments(recipe: Recipe, output_dir: Path) -> TrainingArguments:
@@ -94,12 +94,14 @@ def build_training_arguments(recipe: Recipe, output_dir: Path) -> TrainingArgume
         ("ACCELERATE_DYNAMO_BACKEND", "NO"),
     ):
         said = os.environ.get(variable)
-        by_launcher = said is not None and said != _environment_set_here.get(variable)
+        # Windows put back what the run around them had set.
+        by_launcher = said is not None and (variable, said) not in _set_here
         if by_launcher and str(said).lower() != value.lower():
             logger.warning(
                 f"{variable}={said} comes from the launcher and is ignored; the recipe decides."
             )
-        os.environ[variable] = _environment_set_here[variable] = value
+        os.environ[variable] = value
+        _set_here.add((variable, value))
     for variable in _DYNAMO_DETAILS:  # another recipe's in this process, or the launcher's
         os.environ.pop(variable, None)
     try:
