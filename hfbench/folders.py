@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 
 from hfbench.environment import Environment, environment_differences, is_main_process
 from hfbench.errors import ResultError
@@ -38,7 +38,8 @@ if TYPE_CHECKING:
 
 _ENVIRONMENT_FILE = "environment.json"  # beside the checkpoints, and gone with them
 _LOCK_FILE = ".lock"
-_YOUNG_SECONDS = 60.0
+_OLD_SECONDS = 60.0  # no process makes a folder for so long
+_STAGING_FOLDER = ".new"  # where a run's folder is made before it is there
 
 logger = logging.getLogger(__name__)
 
@@ -211,13 +212,22 @@ def make_folder(recipe: Recipe, root: Path, held: ExitStack | None = None) -> Pa
     moment = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")[:-3]
     choice = [root / recipe.name / f"{moment}-{recipe.digest()[:8]}"]
     if is_main_process():
+        staging = root / _STAGING_FOLDER / recipe.name / choice[0].name
         try:
-            choice[0].mkdir(parents=True)
+            staging.mkdir(parents=True)
+            choice[0].parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ResultError(f"--output-dir: {choice[0]} cannot be made: {error}") from None
+        write_json(recipe.as_json(), staging / RECIPE_FILE)
+        lock = FileLock(staging / _LOCK_FILE)
         if held is not None:
-            held.enter_context(hold(choice[0]))
-        write_json(recipe.as_json(), choice[0] / RECIPE_FILE)
+            lock.acquire()
+            held.callback(_let_go, choice[0], lock)
+        # A kill leaves a whole folder that is held, or none.
+        staging.rename(choice[0])
+        for folder in (staging.parent, staging.parent.parent):
+            with contextlib.suppress(OSError):  # another run is beginning
+                folder.rmdir()
     broadcast_object_list(choice)
     return choice[0]
 
@@ -244,11 +254,15 @@ def hold(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        # While it is held: after its release the file may be another process's already. Windows
-        # does not remove an open file.
-        with contextlib.suppress(OSError):
-            (folder / _LOCK_FILE).unlink()
-        lock.release()
+        _let_go(folder, lock)
+
+
+def _let_go(folder: Path, lock: BaseFileLock) -> None:
+    # While it is held: after its release the file may be another process's already. Windows does
+    # not remove an open file.
+    with contextlib.suppress(OSError):
+        (folder / _LOCK_FILE).unlink()
+    lock.release()
 
 
 def is_held(folder: Path) -> bool:
@@ -283,11 +297,9 @@ def tidy_up(folder: Path) -> None:
 
 def remove_empty(recipe_folder: Path) -> None:
     """Remove the folders of runs that were killed before anything was trained."""
-    for folder in recipe_folder.glob("*-*/"):
-        # Before a run writes its recipe it does not hold its folder yet.
-        young = time.time() - folder.stat().st_mtime < _YOUNG_SECONDS
-        if young and not (folder / RECIPE_FILE).exists():
-            continue
+    staging = (recipe_folder.parent / _STAGING_FOLDER / recipe_folder.name).glob("*/")
+    left = [folder for folder in staging if time.time() - folder.stat().st_mtime > _OLD_SECONDS]
+    for folder in (*recipe_folder.glob("*-*/"), *left):
         found = {path.name for path in folder.rglob("*")}
         if found <= {
             RECIPE_FILE,

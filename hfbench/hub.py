@@ -60,8 +60,11 @@ def check_push(recipe: Recipe) -> PushTarget | None:
     try:
         account: dict[str, Any] = huggingface_hub.HfApi().whoami(token=token)
     except Exception as error:  # http, connection and validation errors of several libraries
+        # Of a wrong token the library itself says it best.
+        known = "Invalid user token" in str(error)
+        said = first_line(error) if known else _say(error, "the login")
         raise HubError(
-            f"training_args.push_to_hub: the login cannot be checked: {_say(error, 'the login')} "
+            f"training_args.push_to_hub: the login cannot be checked: {said} "
             f'Log in again with "hf auth login", {instead}.'
         ) from None
     name = args.get("hub_model_id") or recipe.name

@@ -144,7 +144,7 @@ class ResumableTrainer(Trainer):
             grad_norm=_finite(grad_norm),
             learning_rate=learning_rate,
         )
-        if stopping or (last and self._place.after_step and not self._saves_at_once()):
+        if stopping or (last and self._keeps_last() and not self._saves_at_once()):
             control.should_evaluate = control.should_save = False
             go_on()  # the log line comes first, as ever
             self._save_of_our_own(model, trial, needed=stopping)
@@ -157,6 +157,10 @@ class ResumableTrainer(Trainer):
     def _halt(self) -> None:
         self.stopped = self.control.should_training_stop = True
         self.control.should_evaluate = self.control.should_save = False
+
+    def _keeps_last(self) -> bool:
+        """Tell whether this is the last step's end of a run; a window has nothing to keep."""
+        return self._stop is not None and self._place.after_step
 
     def _saves_at_once(self) -> bool:
         """Tell whether the recipe itself saves after the last step before anything is evaluated."""
@@ -232,7 +236,7 @@ class ResumableTrainer(Trainer):
                 output_dir=str(self.args.output_dir),
                 save_total_limit=limit,
                 best_model_checkpoint=self.state.best_model_checkpoint,
-                use_mtime=True,
+                use_mtime=False,
             )
 
     def _write_checkpoint(self, folder: Path, model: nn.Module, trial: Any) -> None:

@@ -177,12 +177,13 @@ def test_folders_of_runs_killed_in_set_up_are_removed_by_the_next(tmp_path: Path
     logged = add_run(tmp_path, finished=False)
     (logged / "log.jsonl").write_text('{"step": 1}\n')
     finished = add_run(tmp_path, recipe=make_recipe(name="tiny", training_args={"seed": 7}))
-    nameless = tmp_path / "tiny" / "20260101T000000000-00000000"  # killed before it had a recipe
-    nameless.mkdir()
-    os.utime(nameless, (1, 1))
+    half = tmp_path / ".new" / "tiny" / "20260101T000000000-00000000"
+    half.mkdir(parents=True)
+    os.utime(half, (1, 1))
     with hold(running):
         assert earlier(tmp_path) is None
     assert set((tmp_path / "tiny").iterdir()) == {running, logged, finished}
+    assert list((tmp_path / ".new").glob("*/*")) == []
 
 
 def test_two_never_hold_a_folder_at_once(tmp_path: Path) -> None:

@@ -195,8 +195,11 @@ def test_what_the_launcher_says_in_vain_is_said(
 
     check_launch()
     check_launch()
-    assert caplog.text.count("ACCELERATE_GRADIENT_ACCUMULATION_STEPS=4 comes from the") == 1
-    assert caplog.text.count("CUDA_LAUNCH_BLOCKING=1 makes the CPU wait") == 1
+    assert "ACCELERATE_GRADIENT_ACCUMULATION_STEPS=4 comes from the" in caplog.text
+    assert "CUDA_LAUNCH_BLOCKING=1 makes the CPU wait" in caplog.text
+    caplog.clear()
+    check_launch()
+    assert caplog.text == ""
 
 
 @pytest.mark.parametrize(

