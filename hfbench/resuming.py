@@ -191,6 +191,12 @@ class ResumableTrainer(Trainer):
             self._save_of_our_own(model, trial, needed=True)
         self._halt()
 
+    def _evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate; a checkpoint that is written afterwards has seen it."""
+        found = super()._evaluate(*args, **kwargs)
+        self._flow = replace(self._flow, evaluate=False, save=False)
+        return found
+
     def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
         """End an evaluation in training when a signal has come."""
         if self.is_in_train and self._signalled():

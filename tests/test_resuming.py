@@ -151,6 +151,32 @@ def test_kill_between_a_checkpoint_and_the_end_of_its_epoch_loses_no_evaluation(
     assert_same_end(whole(**arguments), tmp_path)
 
 
+@pytest.mark.parametrize(
+    "save", [{"save_strategy": "epoch"}, STEPS | {"save_strategy": "steps", "save_steps": 4}]
+)
+def test_kill_after_an_evaluation_and_its_checkpoint_evaluates_once(
+    save: dict[str, Any],
+    vit: Path,
+    whole: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    arguments = EPOCHS | save
+    original = BenchTrainer.training_step
+
+    def die(self: BenchTrainer, *args: Any, **kwargs: Any) -> Any:
+        if self.state.global_step == 7:
+            raise SystemExit(9)
+        return original(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BenchTrainer, "training_step", die)
+        with pytest.raises(SystemExit):
+            run_recipe(make(vit, **arguments), tmp_path)
+    run_recipe(make(vit, **arguments), tmp_path, resume=True)
+    assert_same_end(whole(**arguments), tmp_path)
+
+
 @pytest.mark.parametrize("place", ["metrics.score", "plots.plot_curves", "save_model", "record"])
 def test_nothing_after_the_last_step_can_lose_the_training(
     place: str, vit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

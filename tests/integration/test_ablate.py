@@ -42,7 +42,7 @@ def test_ablation_is_shown_and_kept_and_is_no_run(warm: WarmCommand, tmp_path: P
     # The plan with its estimate comes before the first window.
     lines = done.stderr.splitlines()
     plan = next(n for n, line in enumerate(lines) if "2 rounds of 7 windows of 2 steps" in line)
-    assert "[1/14] round 1: none" in lines[plan + 1]
+    assert "[1/14] round 1: " in lines[plan + 1]
     assert "train_runtime" not in done.stdout
     listed = warm.run(["list"], tmp_path).check().stdout
     assert "No runs in runs" in listed
