@@ -161,10 +161,12 @@ class StopOnSignal(TrainerCallback):
 
     Attributes:
         stopped: Whether a signal came while training; `ResumableTrainer` saves.
+        interrupted: Whether one came outside of it. Libraries in C may make something else of the
+            `KeyboardInterrupt`.
     """
 
     def __init__(self) -> None:
-        self.stopped = False
+        self.stopped = self.interrupted = False
         self.process = os.getpid()
 
     @contextmanager
@@ -208,6 +210,7 @@ class StopOnSignal(TrainerCallback):
         )
 
     def _interrupt(self) -> None:
+        self.interrupted = True
         raise KeyboardInterrupt
 
     def on_step_end(

@@ -87,7 +87,7 @@ def run_recipe(
         Interrupted: After Ctrl-C; `resume` goes on.
     """
     recipe, root = recheck(recipe), output_folder(output_dir)
-    stop, place = StopOnSignal(), _Place()
+    stop, place = StopOnSignal(), _Place(resumes=resume)
     with alone("run_recipe"), ExitStack() as held:
         held.enter_context(stop.listen_outside(requested_processes() == 1))
         try:
@@ -97,6 +97,8 @@ def run_recipe(
         except HfbenchError:
             raise
         except Exception as error:
+            if stop.interrupted:
+                raise Interrupted(place.say_stop()) from error
             said = explain(error, place.folder)
             if said is None:
                 raise
@@ -109,6 +111,7 @@ class _Place:
 
     folder: Path | None = None
     new: bool = False
+    resumes: bool = False
     trained: bool = False
     finished: bool = False
 
@@ -117,7 +120,8 @@ class _Place:
         if self.finished:
             return f"Stopped; the run is finished, and everything is in {self.folder}."
         if self.folder is None:
-            return "Stopped before anything was trained; nothing is left behind."
+            again = " What --resume would go on with is as it was." if self.resumes else ""
+            return f"Stopped before anything was trained; nothing is left behind.{again}"
         again = "Go on with the same command and --resume."
         if has_checkpoint(self.folder):
             done = "what was trained" if self.trained else "what was done"
@@ -162,6 +166,8 @@ def _run(
         earlier = find_earlier_run(recipe, root, *where, resume=resume, rerun=rerun)
         if earlier and earlier.finished:
             return _push(load_result(earlier.folder), earlier.folder, target)
+        if earlier:
+            place.folder = earlier.folder
         if earlier and is_main_process():
             held.enter_context(hold(earlier.folder))
         inputs = load_inputs(recipe, args)

@@ -228,6 +228,37 @@ def test_stop_in_set_up_leaves_nothing_and_says_so(
     assert list(find_runs(tmp_path / "runs")) == []
 
 
+def test_stop_that_a_library_turns_into_another_error_is_a_stop(
+    vit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def draw(*args: Any, **kwargs: Any) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except KeyboardInterrupt:
+            raise ValueError("Invalid bounding box") from None
+
+    monkeypatch.setattr("hfbench.runner.plots.plot_curves", draw)
+    with pytest.raises(Interrupted, match=r"what was trained is in .* --resume"):
+        run_recipe(make(vit), tmp_path)
+
+
+def test_stop_in_the_set_up_of_a_resumed_run_says_what_is_kept(
+    vit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        stop_when(patch, "training_step", lambda trainer: trainer.state.global_step == 3)
+        with pytest.raises(Interrupted):
+            run_recipe(make(vit), tmp_path)
+
+    def interrupt(*args: Any, **kwargs: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hfbench.runner.load_inputs", interrupt)
+    with pytest.raises(Interrupted, match=r"what was done is in .* --resume"):
+        run_recipe(make(vit), tmp_path, resume=True)
+    assert newest_checkpoint(folder_of(tmp_path)) is not None
+
+
 def test_hang_up_saves_and_one_that_is_ignored_stays_ignored(
     vit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
