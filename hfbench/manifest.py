@@ -72,7 +72,7 @@ def newest_checkpoint(run: Path) -> Path | None:
         damage = find_damage(path)
         if damage is None:
             return _in_its_place(path)
-        logger.warning(f"{path} is not whole and is left out. {damage[:1].upper()}{damage[1:]}.")
+        logger.warning(f"{path} is not whole and is left out. There, {damage}.")
     return None
 
 

@@ -41,6 +41,7 @@ def test_every_file_in_four_ways(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(logging.getLogger("hfbench"), "propagate", True)
+    caplog.set_level(logging.INFO, logger="hfbench")
     vit = write_model(tmp_path / "vit", vit_config(hidden_dropout_prob=0.1))
     recipe = tiny_recipe(vit, pretrained=True, save_strategy="steps", save_steps=4)
     run_recipe(recipe, tmp_path / "whole")
