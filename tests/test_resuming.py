@@ -24,6 +24,7 @@ from hfbench.result import Result, find_runs
 from hfbench.runner import run_recipe
 from hfbench.training import BenchTrainer
 from tests.builders import tiny_recipe, vit_config, write_model
+from tests.damages import DAMAGES, flip
 
 # Of these a log line says how fast something was, which no two runs agree on.
 TIMES = ("seconds", "runtime", "per_second", "train_loss")
@@ -295,21 +296,6 @@ def checkpoints(tmp_path: Path) -> Path:
             (folder / name).write_bytes(name.encode() * 50)
         seal(folder)
     return tmp_path
-
-
-def flip(path: Path) -> None:
-    """Change one bit in the middle."""
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-
-
-DAMAGES: dict[str, Callable[[Path], Any]] = {
-    "emptied": lambda path: path.write_bytes(b""),
-    "halved": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
-    "changed": flip,
-    "removed": lambda path: path.unlink(),
-}
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

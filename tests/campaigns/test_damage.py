@@ -6,7 +6,6 @@ import logging
 import os
 import shutil
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +17,9 @@ from hfbench.result import find_runs
 from hfbench.runner import run_recipe
 from hfbench.training import BenchTrainer
 from tests.builders import tiny_recipe, vit_config, write_model
+from tests.damages import DAMAGES
 
 pytestmark = pytest.mark.campaign
-
-
-def flip(path: Path) -> None:
-    """Change one bit in the middle."""
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-
-
-DAMAGES: dict[str, Callable[[Path], Any]] = {
-    "emptied": lambda path: path.write_bytes(b""),
-    "halved": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
-    "changed": flip,
-    "removed": lambda path: path.unlink(),
-}
 
 
 def test_every_file_in_four_ways(
