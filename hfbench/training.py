@@ -45,7 +45,9 @@ _DYNAMO_DETAILS = [
     f"ACCELERATE_DYNAMO_{name}"
     for name in ("MODE", "USE_FULLGRAPH", "USE_DYNAMIC", "USE_REGIONAL_COMPILATION")
 ]
-_set_here: set[tuple[str, str]] = set()  # variables and values, by runs of this process
+# Before a variable's name: its value as a run of this process has set it. In the environment too,
+# so that windows, which put back what was around them, put back both.
+_MARK = "HFBENCH_SET_"
 
 
 def build_training_arguments(recipe: Recipe, output_dir: Path) -> TrainingArguments:
@@ -94,14 +96,12 @@ def build_training_arguments(recipe: Recipe, output_dir: Path) -> TrainingArgume
         ("ACCELERATE_DYNAMO_BACKEND", "NO"),
     ):
         said = os.environ.get(variable)
-        # Windows put back what the run around them had set.
-        by_launcher = said is not None and (variable, said) not in _set_here
+        by_launcher = said is not None and said != os.environ.get(f"{_MARK}{variable}")
         if by_launcher and str(said).lower() != value.lower():
             logger.warning(
                 f"{variable}={said} comes from the launcher and is ignored; the recipe decides."
             )
-        os.environ[variable] = value
-        _set_here.add((variable, value))
+        os.environ[variable] = os.environ[f"{_MARK}{variable}"] = value
     for variable in _DYNAMO_DETAILS:  # another recipe's in this process, or the launcher's
         os.environ.pop(variable, None)
     try:

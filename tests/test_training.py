@@ -243,6 +243,8 @@ def test_launcher_cannot_change_the_precision(
 ) -> None:
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")
+    for name in ("ACCELERATE_MIXED_PRECISION", "ACCELERATE_DYNAMO_BACKEND"):  # of earlier tests
+        monkeypatch.delenv(f"HFBENCH_SET_{name}", raising=False)
     trainer = make_trainer(tiny_recipe(vit, pretrained=True, max_steps=1), tmp_path)
     trainer.train()
     assert trainer.seen_dtype == torch.float32
