@@ -42,11 +42,14 @@ _SAYINGS = (
     (r"No space left on device", _DISK_FULL),
     (r"PytorchStreamWriter failed|unexpected pos \d+ vs|inline_container", _DISK_FULL),
     (r"DefaultCPUAllocator: |can't allocate memory|[Cc]annot allocate memory|bad_alloc", _MEMORY),
-    (r"[Uu]nable to (?:mmap|allocate shared memory)|unable to open shared memory", None),
 )
-_WORKER = re.compile(r"DataLoader worker .*(?:exited unexpectedly|killed by signal)")
+_FILES = re.compile(r"Too many open files")
+_WORKER = re.compile(
+    r"DataLoader worker .*(?:exited unexpectedly|killed by signal)|DataLoader timed out"
+)
 _SHARED_MEMORY = re.compile(
-    r"shared memory|unable to write to file </torch_|unable to mmap \d+ bytes|[Bb]us error|/dev/shm"
+    r"shared memory(?: object|\(shm\))|unable to write to file </torch_|unable to mmap \d+ bytes|"
+    r"[Bb]us error|/dev/shm"
 )
 _LOST = re.compile(
     r"[Cc]onnection (?:closed|reset) by peer|NCCL (?:error|communicator was aborted)|"
@@ -70,12 +73,12 @@ def explain(error: BaseException, folder: Path | None = None) -> str | None:
 
     Args:
         error: That ended the work.
-        folder: Of the run, if there was one.
+        folder: Of the run, if it was made.
 
     Returns:
         Sentences; ``None`` if it is a failure of the program itself.
     """
-    if folder is not None and not folder.exists():
+    if folder is not None and isinstance(error, OSError) and not folder.exists():
         return f"{folder} is gone: it was moved or removed while the run went on."
     for link in _chain(error):
         found = _explain_one(link)
@@ -85,17 +88,20 @@ def explain(error: BaseException, folder: Path | None = None) -> str | None:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """Yield an exception and what led to it."""
+    """Yield an exception and what led to it; a bug in handling a failure is still a bug."""
     seen: set[int] = set()
     link: BaseException | None = error
     while link is not None and id(link) not in seen:
         seen.add(id(link))
         yield link
-        link = link.__cause__ or link.__context__
+        implied = None if link.__suppress_context__ else link.__context__
+        link = link.__cause__ or (implied if _is_torch_error(link) else None)
 
 
 def _explain_one(error: BaseException) -> str | None:
     text = str(error)
+    if _FILES.search(text) and isinstance(error, RuntimeError):
+        return f"{_sentence(_CAUSES[errno.EMFILE])} ({first_line(error)})."
     if _WORKER.search(text) or (_is_torch_error(error) and _SHARED_MEMORY.search(text)):
         kind = "ran out of shared memory" if _SHARED_MEMORY.search(text) else "died"
         return f"A loader worker {kind}: {first_line(error)} {_WORKER_ADVICE}."
@@ -149,6 +155,9 @@ class PatientStream:
         """Write text, or drop it."""
         try:
             return int(self._stream.write(text))
+        except UnicodeEncodeError:  # a letter that it lacks
+            encoding = getattr(self._stream, "encoding", None) or "ascii"
+            return self.write(text.encode(encoding, "replace").decode(encoding))
         except (OSError, ValueError):
             self._go_silent()
             return len(text)

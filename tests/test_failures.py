@@ -72,6 +72,26 @@ def test_bugs_keep_their_traceback(error: Exception) -> None:
     assert explain(error) is None
 
 
+def test_bug_in_handling_a_failure_is_a_bug(tmp_path: Path) -> None:
+    bug = KeyError("x")
+    bug.__context__ = PermissionError(errno.EACCES, "Permission denied", "/a")
+    assert explain(bug) is None
+    assert explain(ZeroDivisionError(), tmp_path / "gone") is None
+    assert explain(RuntimeError("loss of shared memory layout mismatch")) is None
+    many = "unable to open shared memory object </torch_1> in read-write mode: Too many open files"
+    assert "ulimit -n" in str(explain(RuntimeError(many)))
+    assert "loader worker" in str(explain(RuntimeError("DataLoader timed out after 5 seconds")))
+
+
+def test_letter_that_a_stream_lacks_is_replaced() -> None:
+    place = io.BytesIO()
+    stream = PatientStream(io.TextIOWrapper(place, encoding="ascii"))
+    stream.write("größer\n")
+    stream.write("more\n")
+    stream.flush()
+    assert place.getvalue() == b"gr??er\nmore\n"
+
+
 def full(*args: Any, **kwargs: Any) -> Any:
     raise OSError(errno.ENOSPC, "No space left on device")
 
