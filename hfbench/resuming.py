@@ -47,7 +47,8 @@ class Flow:
         epoch_end: Whether the epoch's end was still to come.
         last_logged: Step of the last log line of a loss.
         loss: Summed since then, mean over the processes; ``None`` if it is not finite.
-        grad_norm: Of this step; ``None`` if it is not finite, or was not measured.
+        grad_norm: Of this step; ``None`` if it is not finite, or was not measured. On the device
+            until a checkpoint is written, since to read it would wait for the device in each step.
         learning_rate: Of this step.
     """
 
@@ -56,7 +57,7 @@ class Flow:
     epoch_end: bool = False
     last_logged: int = 0
     loss: float | None = 0.0
-    grad_norm: float | None = None
+    grad_norm: torch.Tensor | float | None = None
     learning_rate: float | None = None
 
 
@@ -141,7 +142,7 @@ class ResumableTrainer(Trainer):
             evaluate=control.should_evaluate,
             save=control.should_save,
             epoch_end=self._place.after_step and complete,
-            grad_norm=_finite(grad_norm),
+            grad_norm=grad_norm,
             learning_rate=learning_rate,
         )
         if stopping or (last and self._keeps_last() and not self._saves_at_once()):
@@ -180,7 +181,8 @@ class ResumableTrainer(Trainer):
             return
         spent = self.clock.times.evaluation_seconds
         with tempfile.TemporaryDirectory() as generators:
-            self._save_rng_state(generators)
+            with self.clock.set_aside(self.args.device):
+                self._save_rng_state(generators)
             try:
                 go_on()
                 return
@@ -249,8 +251,12 @@ class ResumableTrainer(Trainer):
         super()._save_checkpoint(model, trial)
         mean = self.accelerator.reduce(self._tr_loss.detach().clone(), reduction="mean")
         if self.args.should_save:
-            logged = self._globalstep_last_logged
-            kept = replace(self._flow, last_logged=logged, loss=_finite(mean))
+            kept = replace(
+                self._flow,
+                last_logged=self._globalstep_last_logged,
+                loss=_finite(mean),
+                grad_norm=_finite(self._flow.grad_norm),
+            )
             write_json(asdict(kept), folder / FLOW_FILE)
 
     def _run_epoch(self, **kwargs: Any) -> None:  # type: ignore[override]

@@ -23,7 +23,7 @@ from hfbench.recipe import Recipe
 from hfbench.result import Result, find_runs
 from hfbench.runner import run_recipe
 from hfbench.training import BenchTrainer
-from tests.builders import tiny_recipe, vit_config, write_model
+from tests.builders import make_trainer, tiny_recipe, vit_config, write_model
 from tests.damages import DAMAGES, flip
 
 # Of these a log line says how fast something was, which no two runs agree on.
@@ -68,6 +68,11 @@ def assert_same_end(one: Path, two: Path) -> None:
     for name in predictions[0].files:
         assert np.array_equal(predictions[0][name], predictions[1][name])
     assert log_of(one) == log_of(two)
+
+
+def interrupt(*args: Any, **kwargs: Any) -> None:
+    """Do what Ctrl-C does."""
+    raise KeyboardInterrupt
 
 
 def stop_when(
@@ -182,9 +187,6 @@ def test_kill_after_an_evaluation_and_its_checkpoint_evaluates_once(
 def test_nothing_after_the_last_step_can_lose_the_training(
     place: str, vit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupt(*args: Any, **kwargs: Any) -> None:
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patch:
         patch.setattr(f"hfbench.runner.{place}", interrupt)
         with pytest.raises(Interrupted, match=r"Stopped; what was trained .* --resume"):
@@ -251,9 +253,6 @@ def test_stop_in_the_set_up_of_a_resumed_run_says_what_is_kept(
         with pytest.raises(Interrupted):
             run_recipe(make(vit), tmp_path)
 
-    def interrupt(*args: Any, **kwargs: Any) -> None:
-        raise KeyboardInterrupt
-
     monkeypatch.setattr("hfbench.runner.load_inputs", interrupt)
     with pytest.raises(Interrupted, match=r"what was done is in .* --resume"):
         run_recipe(make(vit), tmp_path, resume=True)
@@ -281,6 +280,16 @@ def test_hang_up_saves_and_one_that_is_ignored_stays_ignored(
     finally:
         signal.signal(signal.SIGHUP, before)
     assert result.training.optimizer_steps == 12
+
+
+def test_steps_read_nothing_from_the_device(
+    vit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(value: Any) -> None:
+        raise AssertionError("this would wait for the device in each step")
+
+    monkeypatch.setattr("hfbench.resuming._finite", read)
+    make_trainer(make(vit, logging_strategy="no"), tmp_path / "run").train()
 
 
 # Checkpoints
