@@ -24,7 +24,7 @@ from hfbench.divergence import find_diverged, say_diverged
 from hfbench.errors import ComparisonError
 from hfbench.intervals import LEVEL, Interval, holm
 from hfbench.paired import Differences, differences
-from hfbench.predicted import load_predictions
+from hfbench.predicted import Predictions, load_predictions
 from hfbench.repeats import check_repeats, pair_by_seed, seeds_of_pairs
 from hfbench.result import Result
 from hfbench.rows import EXECUTION_TIME, TEST_ACCURACY, Row, build_rows
@@ -124,8 +124,9 @@ def compare(
         raise ComparisonError.from_problems(_both(*sides), problems)
     before, after, notes = pair_by_seed(*sides)
     seeds = seeds_of_pairs(before, after)
-    diverged = find_diverged([*before, *after])
-    paired, more = _compare_predictions(before, after, seeds)
+    predicted = [[_predictions_of(run) for run in side] for side in (before, after)]
+    diverged = find_diverged([*before, *after], [*predicted[0], *predicted[1]])
+    paired, more = _compare_predictions(before, after, predicted, seeds)
     rows = {row.name: row for row in build_rows(before, after, paired, price_per_hour)}
     speedup = _interval(rows[EXECUTION_TIME])
     speed = judge_speed(speedup) if speedup else UNDECIDED
@@ -248,8 +249,16 @@ def _judge_accuracy(
     )
 
 
+def _predictions_of(run: Result) -> Predictions | None:
+    """Load what a run predicted, where its labels mean something."""
+    return load_predictions(run) if run.metrics.test is not None else None
+
+
 def _compare_predictions(
-    before: Sequence[Result], after: Sequence[Result], seeds: Sequence[int]
+    before: Sequence[Result],
+    after: Sequence[Result],
+    loaded: Sequence[Sequence[Predictions | None]],
+    seeds: Sequence[int],
 ) -> tuple[Differences | None, list[str]]:
     """Compare image by image, where both sides kept their predictions.
 
@@ -258,7 +267,6 @@ def _compare_predictions(
     """
     if any(run.metrics.test is None for run in (*before, *after)):
         return None, []
-    loaded = [[load_predictions(run) for run in side] for side in (before, after)]
     found = [[item for item in side if item is not None] for side in loaded]
     if [len(side) for side in found] != [len(before), len(after)]:
         missing = [

@@ -5,23 +5,31 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from hfbench.predicted import load_predictions
+import numpy as np
+
+from hfbench.predicted import Predictions
 from hfbench.quantities import join_words
 from hfbench.result import Result
 
 _SHOWN = 3  # runs that a sentence names
 
 
-def find_diverged(runs: Sequence[Result]) -> dict[str, str]:
+def find_diverged(
+    runs: Sequence[Result], predictions: Sequence[Predictions | None]
+) -> dict[str, str]:
     """Find the trainings that diverged.
+
+    Args:
+        runs: Finished.
+        predictions: Of each; ``None`` where there are none.
 
     Returns:
         ``recipe/run id`` -> what shows it.
-
-    Raises:
-        ResultError: If predictions cannot be read.
     """
-    found = {f"{run.recipe.name}/{run.run_id}": _what_shows_it(run) for run in runs}
+    found = {
+        f"{run.recipe.name}/{run.run_id}": _what_shows_it(run, predicted)
+        for run, predicted in zip(runs, predictions, strict=True)
+    }
     return {name: why for name, why in found.items() if why}
 
 
@@ -33,7 +41,7 @@ def say_diverged(diverged: Mapping[str, str]) -> str:
     return f"since the training of {named} diverged"
 
 
-def _what_shows_it(run: Result) -> str | None:
+def _what_shows_it(run: Result, predicted: Predictions | None) -> str | None:
     test = run.metrics.test
     if test is None:  # labels mean nothing, and no loss does
         return None
@@ -41,13 +49,11 @@ def _what_shows_it(run: Result) -> str | None:
         return "its training loss became infinite or no number"
     if test.loss is None or not math.isfinite(test.loss):
         return "the model's outputs for test images are infinite or no numbers"
-    predicted = load_predictions(run)
     if predicted is None or not len(predicted.label):
         return None
     if not predicted.calibrated:
         return "its probabilities for test images are no numbers"
-    one = len(set(predicted.prediction.tolist())) == 1
-    if one and len(set(predicted.label.tolist())) > 1:
+    if np.ptp(predicted.prediction) == 0 and np.ptp(predicted.label) > 0:
         name = run.data.label_names[int(predicted.prediction[0])]
         return f"it says {name} of all {len(predicted.label):,} test images"
     return None

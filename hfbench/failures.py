@@ -108,9 +108,8 @@ def _explain_one(error: BaseException) -> str | None:
     if isinstance(error, OSError) and error.errno in _CAUSES:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{_CAUSES[error.errno]} ({os.strerror(error.errno)})."
-    if isinstance(error, MemoryError):
-        return f"{_sentence(_MEMORY)} ({first_line(error)})."
-    if type(error).__name__ == "OutOfMemoryError":
+    # torch is not imported here: what only reads results does without it.
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return f"{_sentence(_MEMORY)} ({first_line(error)})."
     if not _is_torch_error(error):
         return None

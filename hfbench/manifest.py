@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import logging
 import os
@@ -13,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from hfbench.result import write_json
+from hfbench.result import digest_of, write_json
 
 MANIFEST_FILE = "manifest.json"
 
@@ -32,14 +31,14 @@ def seal(folder: Path) -> None:
         OSError: If something cannot be written.
     """
     files = {}
-    for path in _files_of(folder):
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        files[str(path.relative_to(folder))] = {"size": path.stat().st_size, "sha256": digest}
-    _sync_folder(folder)
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name != MANIFEST_FILE:
+            _sync(path)
+            name = str(path.relative_to(folder))
+            files[name] = {"size": path.stat().st_size, "sha256": digest_of(path)}
+    _sync(folder)
     write_json({"files": files}, folder / MANIFEST_FILE)
-    _sync_folder(folder)
+    _sync(folder)
 
 
 def find_damage(folder: Path) -> str | None:
@@ -53,11 +52,11 @@ def find_damage(folder: Path) -> str | None:
         return f"{MANIFEST_FILE} is damaged"
     for name, (size, digest) in listed.items():
         try:
-            if (folder / name).stat().st_size != size:
-                return f"{name} has {(folder / name).stat().st_size} bytes instead of {size}"
-            with (folder / name).open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != digest:
-                    return f"{name} has been changed or damaged"
+            found = (folder / name).stat().st_size
+            if found != size:
+                return f"{name} has {found} bytes instead of {size}"
+            if digest_of(folder / name) != digest:
+                return f"{name} has been changed or damaged"
         except FileNotFoundError:
             return f"{name} is missing"
         except OSError as error:
@@ -67,8 +66,8 @@ def find_damage(folder: Path) -> str | None:
 
 def newest_checkpoint(run: Path) -> Path | None:
     """Return the newest whole checkpoint of a run's folder; what is not whole is said."""
-    numbered = [(step, path) for step, path in _checkpoints_of(run)]
-    for _, path in sorted(numbered, key=lambda item: (item[0], item[1].name), reverse=True):
+    numbered = sorted(_checkpoints_of(run), key=lambda item: (item[0], item[1].name))
+    for _, path in reversed(numbered):
         damage = find_damage(path)
         if damage is None:
             return _in_its_place(path)
@@ -94,7 +93,7 @@ def replacing(folder: Path) -> Iterator[None]:
 
 def _checkpoints_of(run: Path) -> Iterator[tuple[int, Path]]:
     with contextlib.suppress(OSError):
-        for path in sorted((run / "checkpoints").iterdir()):
+        for path in (run / "checkpoints").iterdir():
             found = _CHECKPOINT.fullmatch(path.name.removeprefix(_BEFORE))
             if found and path.is_dir():
                 yield int(found[1]), path
@@ -109,22 +108,17 @@ def _in_its_place(path: Path) -> Path:
     return place
 
 
-def _files_of(folder: Path) -> list[Path]:
-    return sorted(
-        path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST_FILE
-    )
-
-
 def _items(content: dict[str, dict[str, dict[str, object]]]) -> list[tuple[str, dict[str, object]]]:
     if not content["files"]:
         raise ValueError("no files")
     return list(content["files"].items())
 
 
-def _sync_folder(folder: Path) -> None:
-    if os.name == "nt":  # Windows opens no folders
+def _sync(place: Path) -> None:
+    """Wait until a file, or what a folder lists, is on the disk."""
+    if os.name == "nt":  # Windows opens no folders, and syncs no file that is only read
         return
-    number = os.open(folder, os.O_RDONLY)
+    number = os.open(place, os.O_RDONLY)
     try:
         os.fsync(number)
     finally:

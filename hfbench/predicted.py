@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import numpy as np
 
 from hfbench.bounds import check_unpacked_size
 from hfbench.errors import ResultError
-from hfbench.result import PREDICTIONS_FILE, Result
+from hfbench.result import PREDICTIONS_FILE, Result, digest_of
 
 _ARRAYS = ("index", "label", "prediction", "probability")
 _ROUNDING = 1e-6  # of an accuracy
@@ -69,12 +68,6 @@ def load_predictions(result: Result) -> Predictions | None:
     if found.probability.ndim == 2:  # of every class: what version 0.1 wrote
         return replace(found, probability=found.probability.max(axis=1, initial=0.0))
     return found
-
-
-def digest_of(path: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _contradiction(found: Predictions, result: Result, path: Path) -> str | None:

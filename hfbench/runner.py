@@ -43,7 +43,6 @@ from hfbench.launched import check_launch
 from hfbench.manifest import has_checkpoint, newest_checkpoint
 from hfbench.models import save_model
 from hfbench.precision import log_slow_precision
-from hfbench.predicted import digest_of
 from hfbench.rechecking import output_folder, recheck
 from hfbench.recipe import Recipe, local_path
 from hfbench.recording import describe_data, describe_model, record
@@ -54,6 +53,7 @@ from hfbench.result import (
     PREDICTIONS_FILE,
     Metrics,
     Result,
+    digest_of,
     load_result,
     save_result,
 )

@@ -11,9 +11,8 @@ import pytest
 from hfbench.comparison import Comparison, compare
 from hfbench.differing import Difference
 from hfbench.errors import ComparisonError, ResultError
-from hfbench.predicted import digest_of
 from hfbench.repeats import select_repeats
-from hfbench.result import Metrics, Result, Switch
+from hfbench.result import Metrics, Result, Switch, digest_of
 from hfbench.rows import Row
 from hfbench.verdict import TechniqueChange
 from tests.builders import make_recipe, make_result, make_split
