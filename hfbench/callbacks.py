@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from functools import partialmethod
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hfbench.errors import first_line
+from hfbench.signals import caught
 
 logger = logging.getLogger(__name__)
 
@@ -145,13 +141,6 @@ def _clean(logs: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _signals() -> list[int]:
-    """Return what ends a run; a hang-up that is ignored, as under nohup, stays ignored."""
-    hangup = getattr(signal, "SIGHUP", None)  # Windows has none
-    heard = hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN
-    return [signal.SIGINT, signal.SIGTERM, *([hangup] if hangup is not None and heard else [])]
-
-
 class StopOnSignal(TrainerCallback):
     """On Ctrl-C, SIGTERM or SIGHUP while training, let the current step end, save and stop.
 
@@ -161,45 +150,14 @@ class StopOnSignal(TrainerCallback):
 
     Attributes:
         stopped: Whether a signal came while training; `ResumableTrainer` saves.
-        interrupted: Whether one came outside of it. Libraries in C may make something else of the
-            `KeyboardInterrupt`.
     """
 
     def __init__(self) -> None:
-        self.stopped = self.interrupted = False
-        self.process = os.getpid()
+        self.stopped = False
 
-    @contextmanager
-    def listen(self, single_process: bool) -> Iterator[None]:
+    def listen(self, single_process: bool) -> AbstractContextManager[None]:
         """Let a first signal end the step, and a second one everything, while inside."""
-        with self._catch(single_process, self._end_step):
-            yield
-
-    @contextmanager
-    def listen_outside(self, single_process: bool) -> Iterator[None]:
-        """Let SIGTERM and SIGHUP do what Ctrl-C does, while inside and not in `listen`."""
-        with self._catch(single_process, self._interrupt):
-            yield
-
-    @contextmanager
-    def _catch(self, single_process: bool, handle: Callable[[], None]) -> Iterator[None]:
-        if not single_process or threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def on_signal(number: int, frame: FrameType | None) -> None:
-            if os.getpid() == self.process:
-                handle()
-            elif number != signal.SIGINT:  # a data loader's worker, which inherited this handler
-                signal.signal(number, signal.SIG_DFL)
-                os.kill(os.getpid(), number)
-
-        before = {number: signal.signal(number, on_signal) for number in _signals()}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        return caught(self._end_step) if single_process else nullcontext()
 
     def _end_step(self) -> None:
         if self.stopped:
@@ -208,10 +166,6 @@ class StopOnSignal(TrainerCallback):
         logger.warning(
             "Stopping after this step and saving a checkpoint; press Ctrl-C again to stop at once."
         )
-
-    def _interrupt(self) -> None:
-        self.interrupted = True
-        raise KeyboardInterrupt
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any

@@ -5,6 +5,7 @@ Only this module, `cli_studies` and `cli_options` print.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import logging
@@ -12,7 +13,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, TextIO
+from typing import Annotated, NoReturn, TextIO
 
 import typer
 
@@ -22,7 +23,8 @@ from hfbench.cli_tune import tuning
 from hfbench.errors import HfbenchError, Interrupted
 from hfbench.failures import WorldError, explain, write_patiently
 from hfbench.harmless import message
-from hfbench.launched import check_launch, is_first
+from hfbench.launched import check_launch, is_first, speaks_at_the_end
+from hfbench.signals import Interruption
 from hfbench.tether import END_WITH_PARENT, end_with_parent
 
 app = typer.Typer(
@@ -54,10 +56,13 @@ def main() -> None:
         sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
     if os.environ.get(END_WITH_PARENT):
         end_with_parent()
+    interruption = Interruption()
     try:
-        app()
+        # Several processes end as their launcher says.
+        with interruption.listen() if _is_single() else contextlib.nullcontext():
+            app()
     except HfbenchError as error:
-        if not is_first():
+        if not is_first() and not (isinstance(error, WorldError) and speaks_at_the_end()):
             # The launcher ends all when one ends: let process 0 speak first. If it does not fail,
             # this is the only one that knows.
             time.sleep(_PATIENCE_SECONDS)
@@ -66,23 +71,42 @@ def main() -> None:
         _leave(error.exit_code)
     except Exception as error:
         said = explain(error)
-        if said is None:
+        if said is None and not interruption.came:
             raise
+        if interruption.came:
+            _leave_stopped()
         say(f"Error: {said}", file=sys.stderr)
         _leave(WorldError.exit_code)
     except KeyboardInterrupt:
-        if is_first():
-            say("Stopped.", file=sys.stderr)
-        _leave(Interrupted.exit_code)
+        _leave_stopped()
+    except SystemExit as ended:
+        if ended.code != Interrupted.exit_code:  # which typer makes of an interruption
+            raise
+        _leave_stopped()
 
 
-def _leave(code: int) -> None:
+def _leave_stopped() -> NoReturn:
+    if is_first():
+        say("Stopped.", file=sys.stderr)
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # After an interruption in code that was made from a string, as dataclasses do, Python itself
+    # would end as if killed by SIGINT.
+    os._exit(Interrupted.exit_code)
+
+
+def _leave(code: int) -> NoReturn:
     """End this process; in a process group at once, since the others may be waiting for it."""
     sys.stdout.flush()
     sys.stderr.flush()
-    if os.environ.get("WORLD_SIZE", "1") != "1":
+    if not _is_single():
         os._exit(code)
     sys.exit(code)
+
+
+def _is_single() -> bool:
+    return os.environ.get("WORLD_SIZE", "1") == "1"
 
 
 def _version(wanted: bool) -> None:

@@ -7,6 +7,7 @@ nobody started, or leaves all writing to them.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import multiprocessing
@@ -67,6 +68,25 @@ def is_first() -> bool:
     """Tell whether this is the process that speaks and writes for all (rank 0)."""
     number = next((_number(name) for name in RANKS if name in os.environ), 0)
     return number == 0 or not _is_launched()
+
+
+def speaks_at_the_end() -> bool:
+    """Tell whether this process speaks for all when the launcher ends them.
+
+    That is the first, or the second beside it where the first is the one that was lost.
+    """
+    if is_first():
+        return True
+    if os.environ.get("RANK") != "1" or os.environ.get("LOCAL_RANK") != "1":
+        return False
+    import psutil
+
+    for process in psutil.Process(os.getppid()).children():
+        with contextlib.suppress(psutil.Error):
+            alive = process.status() != psutil.STATUS_ZOMBIE
+            if alive and process.environ().get("RANK") == "0":
+                return False
+    return True
 
 
 def check_launch() -> None:

@@ -11,12 +11,10 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from pydantic import ValidationError
@@ -24,6 +22,7 @@ from pydantic import ValidationError
 from hfbench import tether
 from hfbench.environment import Environment
 from hfbench.errors import DeviceError
+from hfbench.signals import caught
 
 # Launchers take a Python module to start; every other prefix (nice, numactl) takes a program.
 _MODULE_LAUNCHERS = (
@@ -219,7 +218,7 @@ class RunProcess:
 
 
 class StopRequests:
-    """Counts Ctrl-C and SIGTERM in the main thread; in another one nothing can be caught.
+    """Counts Ctrl-C, SIGTERM and SIGHUP in the main thread; in another one nothing can be caught.
 
     Attributes:
         asked: How often it was asked to stop.
@@ -231,20 +230,10 @@ class StopRequests:
     @contextmanager
     def listen(self) -> Iterator[StopRequests]:
         """Count while inside."""
-        if threading.current_thread() is not threading.main_thread():
+        with caught(self._count):
             yield self
-            return
-        before = {
-            number: signal.signal(number, self._handle)
-            for number in (signal.SIGINT, signal.SIGTERM)
-        }
-        try:
-            yield self
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
-    def _handle(self, number: int, frame: FrameType | None) -> None:
+    def _count(self) -> None:
         self.asked += 1
 
 

@@ -9,6 +9,7 @@ import shutil
 import tempfile
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -39,7 +40,7 @@ from hfbench.folders import (
     save_predictions,
 )
 from hfbench.inputs import Inputs, assemble, has_labels, load_inputs
-from hfbench.launched import check_launch
+from hfbench.launched import check_launch, speaks_at_the_end
 from hfbench.manifest import has_checkpoint, newest_checkpoint
 from hfbench.models import save_model
 from hfbench.precision import log_slow_precision
@@ -59,6 +60,7 @@ from hfbench.result import (
 )
 from hfbench.scores import Scores
 from hfbench.settings import alone
+from hfbench.signals import Interruption, told_in_any_state
 from hfbench.training import BenchTrainer, build_training_arguments
 
 logger = logging.getLogger(__name__)
@@ -87,17 +89,20 @@ def run_recipe(
         Interrupted: After Ctrl-C; `resume` goes on.
     """
     recipe, root = recheck(recipe), output_folder(output_dir)
-    stop, place = StopOnSignal(), _Place(resumes=resume)
+    interruption, place = Interruption(), _Place(resumes=resume)
     with alone("run_recipe"), ExitStack() as held:
-        held.enter_context(stop.listen_outside(requested_processes() == 1))
+        if requested_processes() == 1:
+            held.enter_context(interruption.listen())
+        else:
+            held.enter_context(told_in_any_state(partial(_say_ended, place)))
         try:
-            return _run(recipe, root, resume, rerun, held, stop, place)
+            return _run(recipe, root, resume, rerun, held, place)
         except KeyboardInterrupt:
             raise Interrupted(place.say_stop()) from None
         except HfbenchError:
             raise
         except Exception as error:
-            if stop.interrupted:
+            if interruption.came:
                 raise Interrupted(place.say_stop()) from error
             said = explain(error, place.folder)
             if said is None:
@@ -147,16 +152,19 @@ class _Place:
         return "Nothing was trained."
 
 
+def _say_ended(place: _Place) -> None:
+    if not speaks_at_the_end():
+        return
+    logger.error(
+        "The launcher has ended this process, since another one was lost or it was stopped itself. "
+        f"{place.say_failure()}"
+    )
+
+
 def _run(
-    recipe: Recipe,
-    root: Path,
-    resume: bool,
-    rerun: bool,
-    held: ExitStack,
-    stop: StopOnSignal,
-    place: _Place,
+    recipe: Recipe, root: Path, resume: bool, rerun: bool, held: ExitStack, place: _Place
 ) -> Result:
-    clock = Clock()
+    clock, stop = Clock(), StopOnSignal()
     held.enter_context(clock.pauses.watch())
     with clock.measure("setup"):
         logger.info(say_start(recipe))
@@ -207,7 +215,7 @@ def _run(
         (folder / "README.md").write_text(hub.model_card(result), "utf-8")
         save_result(result, folder)  # last: its presence means that the run is finished
         place.finished = True
-        shutil.rmtree(str(args.output_dir), ignore_errors=True)
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     trainer.accelerator.wait_for_everyone()
     return _push(load_result(folder), folder, target)
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from tests.hub_content import write_vit_checkpoint
@@ -20,6 +22,7 @@ from tests.integration.commands import (
     only_run,
     read_result,
     run_fresh,
+    wait_until_written,
 )
 
 # ViT has no batch norm, so that two processes train like one with batches twice as large. 101 test
@@ -146,3 +149,42 @@ def test_mistake_under_a_launcher_is_said_once(vit: Path, tmp_path: Path) -> Non
     said = [line for line in done.stderr.splitlines() if "did you mean learning_rate?" in line]
     assert len(said) == 1
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lost", ["0", "1"])
+def test_lost_process_is_said_with_what_is_kept_and_the_run_goes_on_alike(
+    lost: str, vit: Path, tmp_path: Path
+) -> None:
+    overrides = [*DATA, f"model.name_or_path={vit}", "model.pretrained=true"]
+    overrides += ["training_args.num_train_epochs=6", "training_args.per_device_train_batch_size=4"]
+    arguments = ["recipe", "quickstart_untuned", *overrides]
+    environment = build_environment()
+    with (tmp_path / "said").open("w") as said:
+        process = subprocess.Popen(
+            [*torchrun(), *arguments],
+            cwd=tmp_path,
+            env=environment,
+            stdout=said,
+            stderr=subprocess.STDOUT,
+        )
+        wait_until_written(tmp_path, "runs/*/*/checkpoints/checkpoint-*/manifest.json")
+        (rank,) = (
+            child
+            for child in psutil.Process(process.pid).children()
+            if child.environ().get("RANK") == lost
+        )
+        rank.kill()
+        assert process.wait(timeout=60) != 0
+    text = (tmp_path / "said").read_text("utf-8")
+    offered = [line for line in text.splitlines() if "Go on with the same command and" in line]
+    assert len(offered) == 1, text
+    run = only_run(tmp_path / "runs")
+    assert f"What was done until its checkpoint is in runs/{run.parent.name}/{run.name}." in text
+
+    for folder, more in ((tmp_path, ["--resume"]), (tmp_path, ["-o", "whole"])):
+        run_fresh([*arguments, *more], folder, command=torchrun(), environment=environment).check()
+    whole = only_run(tmp_path / "whole")
+    with np.load(run / "predictions.npz") as one, np.load(whole / "predictions.npz") as two:
+        assert all(np.array_equal(one[name], two[name]) for name in two)
+    assert read_losses(run) == read_losses(whole)
