@@ -20,7 +20,7 @@ from hfbench.cli_options import (
     say,
     show,
 )
-from hfbench.errors import RecipeError, ResultError
+from hfbench.errors import RecipeError, ResultError, briefly
 from hfbench.launched import check_alone
 
 if TYPE_CHECKING:
@@ -124,14 +124,15 @@ def compare_command(
     """
     from hfbench.comparison import compare
     from hfbench.repeats import select_repeats
-    from hfbench.result import load_results
+    from hfbench.result import load_readable
 
     sides, notes, problems = [], [], []
     for path in (baseline, candidate):
         try:
-            chosen, left_out = select_repeats(load_results(path))
+            readable, unreadable = load_readable(path)
+            chosen, left_out = select_repeats(readable)
             sides.append(chosen)
-            notes += left_out
+            notes += [f"Left out: {briefly(problem)}" for problem in unreadable] + left_out
         except ResultError as error:
             problems.append(str(error))
     if problems:

@@ -84,3 +84,9 @@ def listed(names: Iterable[str]) -> str:
     return (
         " and ".join([", ".join(quoted[:-1]), quoted[-1]]) if len(quoted) > 1 else "".join(quoted)
     )
+
+
+def briefly(error: Exception | str) -> str:
+    """Cut an error of many problems to the first of them, for a list of what was left out."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    return " ".join(lines[:2]) + (" …" if len(lines) > 2 else "")

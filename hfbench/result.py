@@ -380,15 +380,30 @@ def load_results(path: str | os.PathLike[str]) -> list[Result]:
     Raises:
         ResultError: If there is none, or some cannot be read; all of these are listed.
     """
+    results, problems = load_readable(path)
+    if problems:
+        raise ResultError("\n".join(problems))
+    return results
+
+
+def load_readable(path: str | os.PathLike[str]) -> tuple[list[Result], list[str]]:
+    """Load as `load_results`, but leave out what cannot be read, unless that is all there is.
+
+    Returns:
+        The results, and what is wrong with each of the others.
+
+    Raises:
+        ResultError: If there is none, or none can be read.
+    """
     results, problems = [], []
     for file in _find_results(local_path(path)):
         try:
             results.append(_read(file))
         except ResultError as error:
             problems.append(str(error))
-    if problems:
+    if not results:
         raise ResultError("\n".join(problems))
-    return results
+    return results, problems
 
 
 def _read(file: Path) -> Result:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from matplotlib import rc_context
 
-from hfbench.errors import ResultError
+from hfbench.errors import ResultError, briefly
 from hfbench.report import cells
 from hfbench.report.document import (
     NOT_MEASURED,
@@ -31,7 +31,6 @@ from hfbench.report.drawing import (
     plain_ticks,
     to_svg,
 )
-from hfbench.report.loading import briefly
 from hfbench.report.sets import Summary
 from hfbench.verdict import FASTER, SLOWER
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hfbench import predicted
 from hfbench.calibration import calibration_error
-from hfbench.errors import ResultError
+from hfbench.errors import ResultError, briefly
 from hfbench.predicted import Predictions
 from hfbench.result import RESULT_FILE, Result, find_runs, load_result
 
@@ -79,9 +79,3 @@ def calibration_of(result: Result) -> float | None:
     if found is None or not found.calibrated:
         return None
     return calibration_error(found.probability, found.right)
-
-
-def briefly(error: Exception) -> str:
-    """Cut an error of many problems to the first of them, for a list of what was left out."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    return " ".join(lines[:2]) + (" …" if len(lines) > 2 else "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import shutil
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -339,3 +340,20 @@ def test_json_is_escaped_where_its_output_cannot_take_every_letter(
     print_json({"speed-up": "1.10×"})
     sys.stdout.flush()
     assert json.loads(written.getvalue().decode("ascii")) == {"speed-up": "1.10×"}
+
+
+def test_compare_leaves_out_a_run_that_cannot_be_read_and_says_so(
+    warm: WarmCommand, pair: Pair, tmp_path: Path
+) -> None:
+    shutil.copytree(pair.folder / "runs", tmp_path / "runs")
+    (run,) = (tmp_path / "runs" / "quickstart_tuned").glob("*/")
+    broken = run.with_name(f"2{run.name}")
+    shutil.copytree(run, broken)
+    (broken / "result.json").write_text("{", "utf-8")
+    arguments = ["compare", "runs/quickstart_untuned", "runs/quickstart_tuned"]
+    done = warm.run(arguments, tmp_path).check()
+    assert (
+        f"Left out: runs/quickstart_tuned/{broken.name}/result.json cannot be read" in done.stdout
+    )
+    shutil.rmtree(run)  # now nothing else is there
+    assert "cannot be read" in warm.run(arguments, tmp_path).refused()
