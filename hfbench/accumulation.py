@@ -8,6 +8,7 @@ averaged (transformers issue 47688), divided twice, or averaged over unequal mic
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ from hfbench.windows import Bench, turn_off_dropout, with_arguments, without_fil
 # in fp16 and TF32, 2**-8 in bf16; a factor of 16 stays far below the 1 / k of a wrong scaling.
 TOLERANCES = {"fp32": 1e-3, "tf32": 16 * 2**-11, "fp16": 16 * 2**-11, "bf16": 16 * 2**-8}
 
+_LARGEST_SCALE = 2.0**16  # of a loss in float16; torch begins there
+
 
 @dataclass(frozen=True)
 class _First:
@@ -49,8 +52,10 @@ class _First:
 
 def check_accumulation(
     bench: Bench, micro_batches: int, micro_batch_size: int, precision: str, folder: Path
-) -> AccumulationCheck:
+) -> AccumulationCheck | None:
     """Compare one batch with the same images in several.
+
+    In float16 the loss scale is halved until all gradients are finite, as in training.
 
     Args:
         bench: Whose recipe, model and data are used.
@@ -60,13 +65,19 @@ def check_accumulation(
         folder: That `Trainer` may have.
 
     Returns:
-        What was found; nothing is raised for a wrong gradient.
+        What was found; nothing is raised for a wrong gradient. ``None`` if gradients are not finite
+        at any scale.
     """
     images = micro_batches * micro_batch_size
-    whole, _ = _first_step(_with_batch(bench.recipe, images, 1), bench, folder)
-    recipe = _with_batch(bench.recipe, micro_batch_size, micro_batches)
-    accumulated, trainer = _first_step(recipe, bench, folder)
-    expected = _first_step_by_hand(trainer, bench, micro_batches)
+    scale = _LARGEST_SCALE
+    while True:
+        steps = _three_steps(bench, micro_batches, micro_batch_size, scale, folder)
+        if all(math.isfinite(step.norm) for step in steps):
+            break
+        if precision != "fp16" or scale <= 1:
+            return None
+        scale /= 2
+    whole, accumulated, expected = steps
     tolerance = TOLERANCES[precision]
     difference = float((accumulated.gradient - expected.gradient).norm()) / expected.norm
     statistics = has_batch_statistics(bench.inputs.model)
@@ -91,6 +102,17 @@ def check_accumulation(
         passed=passed,
         sentence=_say(whole, accumulated, expected, micro_batches, statistics, passed),
     )
+
+
+def _three_steps(
+    bench: Bench, micro_batches: int, micro_batch_size: int, scale: float, folder: Path
+) -> tuple[_First, _First, _First]:
+    """Return the first steps of one batch, of micro-batches, and of these by hand."""
+    recipe = _with_batch(bench.recipe, micro_batches * micro_batch_size, 1)
+    whole, _ = _first_step(recipe, bench, scale, folder)
+    recipe = _with_batch(bench.recipe, micro_batch_size, micro_batches)
+    accumulated, trainer = _first_step(recipe, bench, scale, folder)
+    return whole, accumulated, _first_step_by_hand(trainer, bench, micro_batches, scale)
 
 
 def has_batch_statistics(model: nn.Module) -> bool:
@@ -128,19 +150,25 @@ def _flat_gradient(model: nn.Module) -> Tensor:
     return torch.cat([gradient.detach().float().flatten().cpu() for gradient in gradients])
 
 
-def _first_step(recipe: Recipe, bench: Bench, folder: Path) -> tuple[_First, BenchTrainer]:
+def _first_step(
+    recipe: Recipe, bench: Bench, scale: float, folder: Path
+) -> tuple[_First, BenchTrainer]:
     keep = _KeepGradient()
     args = build_training_arguments(recipe, folder)
     model = copy.deepcopy(bench.inputs.model)
     turn_off_dropout(model)
     trainer = assemble(recipe, args, replace(bench.inputs, model=model), Clock(), [keep])
     trainer.remove_callback(PrinterCallback)
+    if trainer.loss_scale:
+        trainer.loss_scale.start_at(scale)
     trainer.train()
     trainer.close_loaders()
     return _First(float(trainer.loss_sum), keep.gradient), trainer
 
 
-def _first_step_by_hand(trainer: BenchTrainer, bench: Bench, micro_batches: int) -> _First:
+def _first_step_by_hand(
+    trainer: BenchTrainer, bench: Bench, micro_batches: int, scale: float
+) -> _First:
     """Compute the mean over the micro-batches in plain torch, with the batches of the trainer."""
     model: Any = copy.deepcopy(bench.inputs.model)
     model.to(trainer.args.device)
@@ -150,6 +178,7 @@ def _first_step_by_hand(trainer: BenchTrainer, bench: Bench, micro_batches: int)
     trainer.state.epoch = 0.0  # the same order and augmentation as in its first step
     batches = iter(loader)
     dtype, total = trainer.requested_dtype, 0.0
+    factor = scale if trainer.loss_scale else 1.0
     for _ in range(micro_batches):
         batch = trainer._prepare_inputs(next(batches))
         pixels = batch["pixel_values"]
@@ -161,11 +190,9 @@ def _first_step_by_hand(trainer: BenchTrainer, bench: Bench, micro_batches: int)
             batch["labels"],
             label_smoothing=trainer.args.label_smoothing_factor,
         )
-        # Gradients that float16 cannot hold are scaled up, as accelerate's scaler does.
-        scale = 2.0**12 if dtype == torch.float16 else 1.0
-        (loss * scale / micro_batches).backward()
+        (loss * factor / micro_batches).backward()
         total += float(loss.detach()) / micro_batches
-    return _First(total, _flat_gradient(model) / scale)
+    return _First(total, _flat_gradient(model) / factor)
 
 
 def _say(

@@ -47,6 +47,7 @@ class TrainingTimes:
     measured_samples: int = 0
     measured_seconds: float = 0.0
     loss_sum: float | None = 0.0  # of all optimizer steps; None if it is not finite
+    skipped_steps: int = 0  # optimizer steps, in earlier sessions
     budget: dict[str, float] | None = None  # seconds of each phase; None if a session lacks them
     # None if a session lacks them
     joules: dict[str, float | None] = field(default_factory=lambda: {"device": 0.0, "cpu": 0.0})

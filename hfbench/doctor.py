@@ -259,4 +259,7 @@ def _check(
         )
         return None
     examination.tell(f"accumulation: {size * k} images at once, and in {k} micro-batches")
-    return check_accumulation(examination.bench, k, size, sides.precision, examination.folder)
+    found = check_accumulation(examination.bench, k, size, sides.precision, examination.folder)
+    if found is None:
+        examination.notes.append("Accumulation was not checked: gradients are not finite.")
+    return found

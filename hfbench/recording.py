@@ -113,4 +113,6 @@ def _describe_training(trainer: BenchTrainer, train_loss: float | None, sessions
         effective_batch_size=accumulated * args.world_size,
         train_loss=train_loss,
         sessions=sessions,
+        skipped_steps=trainer.skipped_steps(),
+        loss_scale=trainer.loss_scale.scale if trainer.loss_scale else None,
     )

@@ -219,6 +219,9 @@ class Training(_Part):
         train_loss: Mean of the training loss as optimised, with label smoothing; ``None`` if not
             finite.
         sessions: 1, and one more for each resume.
+        skipped_steps: Optimizer steps that were skipped since gradients overflowed in float16;
+            ``None`` without a loss scale, and in older results.
+        loss_scale: At the end; ``None`` without one.
     """
 
     optimizer_steps: int
@@ -229,6 +232,8 @@ class Training(_Part):
     effective_batch_size: int
     train_loss: float | None
     sessions: int
+    skipped_steps: int | None = None
+    loss_scale: float | None = None
 
 
 class ModelInfo(_Part):

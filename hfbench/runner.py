@@ -41,6 +41,7 @@ from hfbench.folders import (
 )
 from hfbench.inputs import Inputs, assemble, has_labels, load_inputs
 from hfbench.launched import check_launch, speaks_at_the_end
+from hfbench.loss_scale import say_skipped
 from hfbench.manifest import has_checkpoint, newest_checkpoint
 from hfbench.models import save_model
 from hfbench.precision import log_slow_precision
@@ -190,6 +191,8 @@ def _run(
     if trainer.stopped:
         raise KeyboardInterrupt
     place.trained = True
+    if skipped := say_skipped(trainer.skipped_steps(), trainer.state.global_step):
+        logger.warning(skipped)
     with clock.measure("final_save"):
         if args.should_save:  # first, since nothing can be lost any more once it is there
             model = trainer.accelerator.unwrap_model(inputs.model)

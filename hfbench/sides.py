@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.state import AcceleratorState
 from torch import Tensor
 from transformers import PrinterCallback
@@ -23,6 +24,7 @@ from transformers import PrinterCallback
 from hfbench.clock import Clock, synchronize
 from hfbench.data import ImageBatches
 from hfbench.inputs import assemble
+from hfbench.loss_scale import SETTLING_STEPS
 from hfbench.recipe import Recipe
 from hfbench.switches import observe_switches
 from hfbench.training import BenchTrainer, build_training_arguments
@@ -75,6 +77,7 @@ class Sides:
         host = [next(batches) for _ in range(args.gradient_accumulation_steps)]
         self._host = host[0]
         self._device = [{k: v.to(self.device) for k, v in batch.items()} for batch in host]
+        self._settle()
 
     @property
     def batch_size(self) -> int:
@@ -250,6 +253,15 @@ class Sides:
         self._step(self._optimizer)
         self.trainer.model_wrapped.zero_grad()
 
+    def _settle(self) -> None:
+        """Make steps until float16's loss scale has settled: a skipped one is a quick one."""
+        watch = self.trainer.loss_scale
+        for _ in range(SETTLING_STEPS if watch else 0):
+            before = watch.skipped_steps if watch else 0
+            self._update()
+            if watch and watch.skipped_steps == before:
+                return
+
     def _accumulate(self) -> None:
         trainer = self.trainer
         items = sum(len(batch["labels"]) for batch in self._device)
@@ -260,12 +272,16 @@ class Sides:
             )
 
     @cached_property
-    def _fused(self) -> torch.optim.Optimizer:
+    def _fused(self) -> AcceleratedOptimizer:
         groups = [{"params": group["params"]} for group in self._optimizer.param_groups]
-        return torch.optim.AdamW(groups, lr=0.0, fused=True)
+        optimizer = torch.optim.AdamW(groups, lr=0.0, fused=True)
+        return AcceleratedOptimizer(optimizer, scaler=self.trainer.accelerator.scaler)
 
     def _step(self, optimizer: Any) -> None:
         trainer = self.trainer
+        # Before gradients are clipped, float16's scale is taken out of those of each optimizer that
+        # accelerate knows: of this one alone, and once.
+        trainer.accelerator._optimizers = [optimizer]
         if trainer.args.max_grad_norm > 0:
             clip: Any = trainer._clip_grad_norm
             clip(trainer.model_wrapped)

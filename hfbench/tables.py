@@ -16,6 +16,7 @@ from rich.text import Text
 from hfbench.environment import Environment
 from hfbench.errors import ResultError
 from hfbench.harmless import for_terminal
+from hfbench.loss_scale import say_skipped
 from hfbench.quantities import duration, percent
 from hfbench.recipe import Recipe
 from hfbench.result import Result, Run, load_result
@@ -189,6 +190,8 @@ def result_table(result: Result) -> Group:
     speed = result.throughput.samples_per_second
     add("steady-state training", f"{speed:.1f} images/s" if speed else "run too short")
     add("optimizer steps", str(result.training.optimizer_steps))
+    if result.training.skipped_steps:
+        add("  of them skipped", str(result.training.skipped_steps))
     add("effective batch size", str(result.training.effective_batch_size))
     add("precision, as seen", str(result.switches["precision"].applied))
     add("peak memory, process", f"{result.memory.peak_process_memory_mib:.0f} MiB")
@@ -209,6 +212,9 @@ def _remarks(result: Result) -> list[str]:
         lines.append("Synthetic data: labels mean nothing, so there is no accuracy.")
     if result.training.train_loss is None:
         lines.append("Training diverged: its loss is not a finite number.")
+    training = result.training
+    if skipped := say_skipped(training.skipped_steps, training.optimizer_steps):
+        lines.append(skipped)
     if reference:
         lines.append(
             f"Reference: {reference.source}." + (f" {reference.note}" if reference.note else "")

@@ -26,6 +26,7 @@ from hfbench.clock import Clock
 from hfbench.data import ImageBatches
 from hfbench.environment import accelerator_type
 from hfbench.errors import DeviceError, RecipeError
+from hfbench.loss_scale import LossScale
 from hfbench.models import quiet_progress
 from hfbench.overhead import ask_once_for_lomo, without_walks
 from hfbench.precision import takes_float32
@@ -188,6 +189,8 @@ class BenchTrainer(ResumableTrainer):
         self._stepped: nn.Module | None = None  # the model that steps are made with
         self._while_training = ExitStack()
         self.last_evaluation: tuple[int, Any] | None = None  # step and output
+        scaler = self.accelerator.scaler
+        self.loss_scale = None if scaler is None else LossScale(scaler)
         self.loss_sum: Tensor | float = 0.0  # of this process, in this session
         if not self.args.torch_compile:  # a hook would break the compiled graph
             _call_once_with_output_dtype(kwargs["model"], self._see_dtype)
@@ -331,9 +334,25 @@ class BenchTrainer(ResumableTrainer):
             self._save_clock(folder)  # last, with the time that this save took
 
     def _save_clock(self, folder: Path) -> None:
-        state = self.clock.state() | {"loss_sum": self._loss_sum_of_all_sessions()}
+        state = self.clock.state() | {
+            "loss_sum": self._loss_sum_of_all_sessions(),
+            "skipped_steps": self.skipped_steps() or 0,
+        }
         if self.args.should_save:
             write_json(state, folder / CLOCK_FILE)
+
+    def skipped_steps(self) -> int | None:
+        """Return how many optimizer steps of all sessions were skipped; ``None`` without scaler."""
+        if self.loss_scale is None:
+            return None
+        return self.clock.times.skipped_steps + self.loss_scale.skipped_steps
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Log the loss scale beside each training loss."""
+        if self.loss_scale is not None and "loss" in logs:
+            skipped = self.skipped_steps()
+            logs |= {"loss_scale": self.loss_scale.scale, "skipped_steps": float(skipped or 0)}
+        super().log(logs, *args, **kwargs)
 
     def mean_training_loss(self) -> float | None:
         """Return the mean loss of all optimizer steps, ``None`` if it is not finite.

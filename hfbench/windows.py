@@ -36,6 +36,7 @@ from hfbench.environment import check_machine, requested_processes
 from hfbench.errors import DeviceError
 from hfbench.inputs import assemble, load_inputs
 from hfbench.launched import check_launch
+from hfbench.loss_scale import SETTLING_STEPS
 from hfbench.precision import log_slow_precision
 from hfbench.recipe import Recipe
 from hfbench.result import Switch
@@ -133,7 +134,7 @@ class Bench:
 
         Args:
             steps: To measure, at least 1.
-            warmup_steps: Before them, at least 1.
+            warmup_steps: Before them, at least 1; more until float16's loss scale has settled.
             recipe: A variant that differs in `training_args`, `preprocessing.location` and how the
                 model computes (`memory_format`, `attn_implementation`, `cudnn_benchmark`,
                 `keep_freed_memory`) alone;
@@ -144,8 +145,8 @@ class Bench:
             torch.OutOfMemoryError: If it does not fit.
         """
         recipe = without_files(recipe or self.recipe)
-        timer = _Timer(warmup_steps, warmup_steps + steps)
-        trainer, args = self._build(recipe, timer.last_step, timer)
+        timer = _Timer(warmup_steps, steps)
+        trainer, args = self._build(recipe, warmup_steps + steps, timer)
         timeline = trainer.clock.timeline
         timeline.start("start", stamps_of(args.device))
         try:
@@ -159,7 +160,7 @@ class Bench:
         start, end = timer.borders
         return Window(
             steps=steps,
-            warmup_steps=warmup_steps,
+            warmup_steps=timer.warmup_steps,
             samples=steps * args.per_device_train_batch_size * args.gradient_accumulation_steps,
             seconds=end.seconds - start.seconds,
             data_wait_seconds=end.data_wait_seconds - start.data_wait_seconds,
@@ -182,7 +183,7 @@ class Bench:
         Returns:
             As `Window.first_loss`.
         """
-        timer = _Timer(1, 1)
+        timer = _Timer(1, 0)
         trainer, _ = self._build(without_files(recipe), 1, timer, turn_off_dropout)
         try:
             trainer.train()
@@ -193,6 +194,8 @@ class Bench:
     def _build(
         self, recipe: Recipe, max_steps: int, timer: _Timer, prepare: Any = None
     ) -> tuple[BenchTrainer, TrainingArguments]:
+        if recipe.argument("fp16"):
+            max_steps += SETTLING_STEPS
         recipe = with_arguments(recipe, max_steps=max_steps)
         args = _check(recipe)
         _release_memory(args.device)
@@ -250,11 +253,12 @@ class _Border:
 class _Timer(TrainerCallback):
     """Notes both borders of a window, and the loss of the first step."""
 
-    def __init__(self, warmup_steps: int, last_step: int) -> None:
-        self.warmup_steps, self.last_step = warmup_steps, last_step
+    def __init__(self, warmup_steps: int, steps: int) -> None:
+        self.warmup_steps, self.steps = warmup_steps, steps
         self.trainer: BenchTrainer  # set when there is one
         self.borders: list[_Border] = []
         self.first_loss: float | None = None
+        self._skipped = 0
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -262,8 +266,21 @@ class _Timer(TrainerCallback):
         if state.global_step == 1:
             loss = float(self.trainer.loss_sum)
             self.first_loss = loss if math.isfinite(loss) else None
-        if state.global_step in (self.warmup_steps, self.last_step):
+        if not self.borders and state.global_step >= self.warmup_steps:
+            if not self._has_settled(state):
+                return
+            self.warmup_steps = state.global_step
             self.borders.append(_Border(self.trainer))
+        if state.global_step == self.warmup_steps + self.steps:
+            self.borders.append(_Border(self.trainer))
+            control.should_training_stop = True
+
+    def _has_settled(self, state: TrainerState) -> bool:
+        """Tell whether the optimizer made this step: a step that is skipped is a quick one."""
+        if self.trainer.loss_scale is None:
+            return True
+        before, self._skipped = self._skipped, self.trainer.loss_scale.skipped_steps
+        return self._skipped == before or state.max_steps - state.global_step <= self.steps
 
 
 class _OneEpoch(ImageBatches):
