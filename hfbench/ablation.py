@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-import torch
 from torch._dynamo.exc import TorchDynamoException
 
 from hfbench.ablation_analysis import (
@@ -32,6 +31,7 @@ from hfbench.ablation_result import (
 )
 from hfbench.environment import describe_environment
 from hfbench.errors import DeviceError, HfbenchError, Interrupted, first_line
+from hfbench.failures import is_out_of_memory
 from hfbench.parity import CHECK_STEPS, FirstLoss, check_first_loss, precision_of
 from hfbench.rechecking import output_folder, recheck
 from hfbench.recipe import Recipe
@@ -125,7 +125,9 @@ def _ablate(
     pilot_started = time.perf_counter()
     try:
         pilot = bench.measure_window(_PILOT_STEPS, _WARMUP_STEPS, none.recipe)
-    except torch.OutOfMemoryError as error:
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
         size = recipe.argument(_BATCH)
         raise DeviceError(
             f"{bench.device} ran out of memory without any technique, at "
@@ -191,7 +193,7 @@ def _check_first_losses(session: _Session, observer: Observer) -> None:
             precision = precision_of(item.recipe, session.bench.device)
             found = check_first_loss(session.bench, item.recipe, precision)
             session.first_losses[item.name] = found
-        except (torch.OutOfMemoryError, TorchDynamoException, HfbenchError) as error:
+        except Exception as error:
             _fail(session, item, error)
         observer.checked(item, session.first_losses.get(item.name))
 
@@ -208,7 +210,7 @@ def _measure_round(session: _Session, number: int, observer: Observer) -> None:
         own = steps_of(item.recipe, none, session.steps)
         try:
             window = session.bench.measure_window(own, warmup_steps_of(item.recipe), item.recipe)
-        except (torch.OutOfMemoryError, TorchDynamoException, HfbenchError) as error:
+        except Exception as error:
             _fail(session, item, error)
             continue
         session.windows.append(
@@ -218,9 +220,12 @@ def _measure_round(session: _Session, number: int, observer: Observer) -> None:
 
 
 def _fail(session: _Session, item: Configuration, error: Exception) -> None:
-    if item.name == NONE:
+    """Go on without a configuration that this machine cannot run; a bug keeps its traceback."""
+    lacks_memory = is_out_of_memory(error)
+    expected = lacks_memory or isinstance(error, TorchDynamoException | HfbenchError)
+    if item.name == NONE or not expected:
         raise error
-    kind = "out of memory: " if isinstance(error, torch.OutOfMemoryError) else ""
+    kind = "out of memory: " if lacks_memory else ""
     session.failures[item.name] = f"{kind}{first_line(error)}"
 
 

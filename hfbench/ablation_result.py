@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
 
-from hfbench.bounds import read_text
+from hfbench.bounds import parse_json, read_text
 from hfbench.environment import Environment
 from hfbench.errors import ResultError
 from hfbench.intervals import LEVEL, Interval
@@ -277,7 +276,7 @@ def load_ablation(path: str | os.PathLike[str]) -> Ablation:
         raise ResultError(f"{path} holds no {ABLATION_FILE}; make one with: hfbench ablate RECIPE")
     file = found[-1]
     try:
-        content = json.loads(read_text(file))
+        content = parse_json(read_text(file))
     except (OSError, ValueError) as error:
         raise ResultError(f"{file} cannot be read: {error}") from None
     version = content.get("schema_version") if isinstance(content, dict) else None

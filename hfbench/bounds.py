@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import zipfile
 from pathlib import Path
 from typing import IO, Any
@@ -26,6 +27,18 @@ def read_text(file: Path, limit: int = LARGEST_JSON) -> str:
     if size > limit:
         raise ValueError(f"it has {size / 2**20:,.0f} MiB; expected at most {limit // 2**20} MiB")
     return file.read_text("utf-8")
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Parse JSON that may have been edited or cut off.
+
+    Raises:
+        ValueError: If it is none, or is nested too deeply.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def require_memory(

@@ -12,6 +12,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from hfbench.bounds import parse_json
 from hfbench.errors import first_line
 from hfbench.signals import caught
 
@@ -75,8 +76,8 @@ class LogFile(TrainerCallback):
         found: list[dict[str, Any] | None] = []
         for line in lines:
             try:
-                entry = json.loads(line)
-            except (ValueError, RecursionError):
+                entry = parse_json(line)
+            except ValueError:
                 entry = None
             found.append(entry if isinstance(entry, dict) else None)
         return found

@@ -9,14 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
-import torch
-
 from hfbench.accumulation import check_accumulation
 from hfbench.advice import Evidence, advise
 from hfbench.capabilities import examine_machine
 from hfbench.diagnosis import AccumulationCheck, Diagnosis, Forecast, Step
 from hfbench.environment import describe_environment
 from hfbench.errors import DeviceError, HfbenchError, first_line
+from hfbench.failures import is_out_of_memory, say_out_of_memory
 from hfbench.forecast import Schedule, plan_schedule, predict_duration
 from hfbench.inputs import has_labels
 from hfbench.limits import find_limit, say_verdict
@@ -93,12 +92,11 @@ def examine(recipe: Recipe, seconds: float = 30.0, observer: Observer | None = N
         examination = _Examination(recipe, seconds, tell, Path(folder), bench, loading)
         try:
             return _examine(examination, start)
-        except torch.OutOfMemoryError as error:
-            raise DeviceError(
-                f"{bench.device} ran out of memory at per_device_train_batch_size="
-                f"{examination.batch_size}: {first_line(error)} Halve it, and double "
-                "gradient_accumulation_steps to keep the effective batch."
-            ) from error
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            said = say_out_of_memory(error, bench.device, "training", examination.batch_size)
+            raise DeviceError(said) from error
 
 
 def _examine(examination: _Examination, start: float) -> Diagnosis:
@@ -205,7 +203,9 @@ def _build_other(examination: _Examination, use: Use) -> Sides | None:
     recipe = change(examination.bench.recipe, (use.off if use.in_recipe else use.on).items())
     try:
         return Sides(examination.bench, recipe, examination.folder)
-    except (torch.OutOfMemoryError, HfbenchError) as error:
+    except Exception as error:
+        if not (is_out_of_memory(error) or isinstance(error, HfbenchError)):
+            raise
         examination.notes.append(
             f"The model in the other precision could not be run: {first_line(error)}"
         )

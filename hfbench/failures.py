@@ -41,7 +41,16 @@ _SAYINGS = (
     (r"\(os error (\d+)\)|\[Errno (\d+)\]", None),
     (r"No space left on device", _DISK_FULL),
     (r"PytorchStreamWriter failed|unexpected pos \d+ vs|inline_container", _DISK_FULL),
-    (r"DefaultCPUAllocator: |can't allocate memory|[Cc]annot allocate memory|bad_alloc", _MEMORY),
+    (r"bad_alloc|[Cc]annot allocate memory", _MEMORY),  # not as a RuntimeError
+)
+# What out of memory is called on an accelerator, apart from torch's own kind of error: by the
+# driver, and by libraries that allocate for themselves (CUDA, cuBLAS, cuDNN, HIP, MPS, XPU).
+_OUT_OF_MEMORY = re.compile(
+    r"(?:CUDA|HIP|XPU|MPS|MUSA|NPU)\b.*out of memory|"
+    r"CU(?:BLAS|DNN|SPARSE|SOLVER)_STATUS_ALLOC_FAILED|"
+    r"(?:hip|roc)blas_status_memory_error|HIPBLAS_STATUS_ALLOC_FAILED|miopenStatusAllocFailed|"
+    r"UR_RESULT_ERROR_OUT_OF_(?:DEVICE|HOST|RESOURCES)|cudaErrorMemoryAllocation|"
+    r"DefaultCPUAllocator: |[Cc](?:an't|annot) allocate memory|not enough memory|bad_alloc"
 )
 _FILES = re.compile(r"Too many open files")
 _WORKER = re.compile(
@@ -66,6 +75,45 @@ class WorldError(HfbenchError):
     """Something outside of recipe and program failed: the disk, the memory, another process."""
 
     exit_code = 1
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether memory was out, of an accelerator or, where the system refuses it, of the host.
+
+    Under whatever name: torch has a kind of its own for its own allocator alone.
+    """
+    return any(_lacked_memory(link) for link in _chain(error))
+
+
+def say_out_of_memory(error: BaseException, device: Any, doing: str, batch_size: int) -> str:
+    """Say what ran out of memory and what to do.
+
+    Args:
+        error: That `is_out_of_memory` knows.
+        device: As torch prints it.
+        doing: ``training`` or ``evaluating``, whose batch it was.
+        batch_size: Images of it, on a device.
+    """
+    name, advice = {
+        "evaluating": ("per_device_eval_batch_size", "Make it smaller: that changes no result."),
+    }.get(
+        doing,
+        (
+            "per_device_train_batch_size",
+            "Halve it, and double gradient_accumulation_steps to keep the effective batch.",
+        ),
+    )
+    return f"{device} ran out of memory at {name}={batch_size}: {first_line(error)} {advice}"
+
+
+def _lacked_memory(error: BaseException) -> bool:
+    # torch is not imported here: what only reads results does without it.
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    text = str(error)
+    of_a_worker = _WORKER.search(text) or _SHARED_MEMORY.search(text)
+    found = isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(text)
+    return bool(found and not of_a_worker)
 
 
 def explain(error: BaseException, folder: Path | None = None) -> str | None:
@@ -108,8 +156,7 @@ def _explain_one(error: BaseException) -> str | None:
     if isinstance(error, OSError) and error.errno in _CAUSES:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{_CAUSES[error.errno]} ({os.strerror(error.errno)})."
-    # torch is not imported here: what only reads results does without it.
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    if _lacked_memory(error):
         return f"{_sentence(_MEMORY)} ({first_line(error)})."
     if not _is_torch_error(error):
         return None

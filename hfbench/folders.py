@@ -6,7 +6,6 @@ Only functions import what is heavy: a suite's own process imports this module a
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import shutil
 import time
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import BaseFileLock, FileLock, Timeout
 
+from hfbench.bounds import parse_json
 from hfbench.environment import Environment, environment_differences, is_main_process
 from hfbench.errors import ResultError
 from hfbench.manifest import has_checkpoint
@@ -126,7 +126,7 @@ def _where(run: Run) -> tuple[Environment, int] | None:
     """Return environment and processes of an unfinished run, ``None`` if it is not so far yet."""
     try:
         text = (run.folder / "checkpoints" / _ENVIRONMENT_FILE).read_text("utf-8")
-        content = json.loads(text)
+        content = parse_json(text)
         world_size = int(content.pop("world_size"))
         return Environment.model_validate(content), world_size
     except (OSError, ValueError, KeyError, AttributeError):

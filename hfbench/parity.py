@@ -67,7 +67,7 @@ def check_first_loss(bench: Bench, recipe: Recipe, precision: str) -> FirstLoss:
         precision: In which the variant computes: ``fp32``, ``tf32``, ``fp16`` or ``bf16``.
 
     Raises:
-        torch.OutOfMemoryError: If one of both does not fit.
+        Exception: That `is_out_of_memory` knows, if one of both does not fit.
     """
     found = bench.measure_first_loss(recipe)
     expected, again = (plain_first_loss(bench, recipe, seed) for seed in (0, 1))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from sklearn.metrics import confusion_matrix
+
+from hfbench.bounds import parse_json
 
 _NAMED_CLASSES = 20  # more names than this cannot be read along an axis
 
@@ -80,8 +81,8 @@ def _entries(log_file: Path) -> Iterator[dict[str, Any]]:
     """Yield the lines of a log that can be read: a full disk may have cost some."""
     lines = log_file.read_bytes().splitlines() if log_file.is_file() else []
     for line in lines:
-        with contextlib.suppress(ValueError, RecursionError):
-            entry = json.loads(line)
+        with contextlib.suppress(ValueError):
+            entry = parse_json(line)
             if isinstance(entry, dict) and "epoch" in entry:
                 yield entry
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
+from hfbench.bounds import parse_json
 from hfbench.recipe import Recipe
 from hfbench.result import LOG_FILE, Result
 from hfbench.schedule import STARTUP_SECONDS, PlannedRun
@@ -133,7 +133,7 @@ class LogReader:
                 for line in file:
                     if line.endswith(b"\n"):
                         self._position += len(line)
-                        self._take(json.loads(line))
+                        self._take(parse_json(line))
         except (OSError, ValueError, KeyError):
             return None
         steps, made = self._count_steps(), self._last["step"] - self._begun

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
+from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError, field_validator
 
-from hfbench.bounds import read_text
+from hfbench.bounds import parse_json, read_text
 from hfbench.environment import Environment
 from hfbench.errors import ResultError
 from hfbench.recipe import Recipe, local_path
@@ -27,14 +27,26 @@ CLOCK_FILE = "clock.json"  # in a checkpoint
 CURVES_FILE = "curves.png"
 CONFUSION_FILE = "confusion.png"
 
+_LARGEST_NUMBER = 1e30
 
-class _Part(BaseModel):
+
+class Part(BaseModel):
+    """A part of a file of results: finite numbers of a sensible size, and nothing unknown."""
+
     model_config = ConfigDict(
         extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=()
     )
 
+    @field_validator("*")
+    @classmethod
+    def _is_measured(cls, value: Any) -> Any:
+        """Refuse what nothing measures, and what overflows as soon as somebody computes with it."""
+        if isinstance(value, int | float) and abs(value) > _LARGEST_NUMBER:
+            raise ValueError("no measurement is so large")
+        return value
 
-class Switch(_Part):
+
+class Switch(Part):
     """One technique: what the recipe says and what was seen to happen.
 
     Attributes:
@@ -48,7 +60,7 @@ class Switch(_Part):
     reason: str | None = None
 
 
-class SplitMetrics(_Part):
+class SplitMetrics(Part):
     """Measured on one split without augmentation; shares in [0, 1].
 
     Attributes:
@@ -69,14 +81,14 @@ class SplitMetrics(_Part):
     calibration_error: float | None = None
 
 
-class Metrics(_Part):
+class Metrics(Part):
     """Both splits; ``None`` where labels mean nothing (synthetic data)."""
 
     test: SplitMetrics | None
     train: SplitMetrics | None
 
 
-class Times(_Part):
+class Times(Part):
     """Seconds of wall time, summed over the sessions of a resumed run.
 
     Attributes:
@@ -112,7 +124,7 @@ class Times(_Part):
     total_seconds: float
 
 
-class TimeBudget(_Part):
+class TimeBudget(Part):
     """Where `execution_seconds` went: a partition of the training call, in seconds.
 
     On CUDA the steps are timed by events on the device's own timeline, so that what the host did
@@ -145,7 +157,7 @@ class TimeBudget(_Part):
     overhead_seconds: float
 
 
-class Compute(_Part):
+class Compute(Part):
     """Arithmetic of the training step; a multiplication and an addition are two operations.
 
     Attributes:
@@ -167,7 +179,7 @@ class Compute(_Part):
     note: str | None = None
 
 
-class Energy(_Part):
+class Energy(Part):
     """Energy of the training call, summed over sessions; ``None`` where the machine keeps no count.
 
     Attributes:
@@ -181,7 +193,7 @@ class Energy(_Part):
     note: str | None = None
 
 
-class Throughput(_Part):
+class Throughput(Part):
     """Training speed in the steady state.
 
     Attributes:
@@ -198,7 +210,7 @@ class Throughput(_Part):
     measured_seconds: float
 
 
-class Memory(_Part):
+class Memory(Part):
     """Peaks of the main process over the whole run.
 
     Attributes:
@@ -211,7 +223,7 @@ class Memory(_Part):
     peak_device_memory_mib: float | None
 
 
-class Training(_Part):
+class Training(Part):
     """How much was trained.
 
     Attributes:
@@ -236,7 +248,7 @@ class Training(_Part):
     loss_scale: float | None = None
 
 
-class ModelInfo(_Part):
+class ModelInfo(Part):
     """The classifier that was trained.
 
     Attributes:
@@ -252,7 +264,7 @@ class ModelInfo(_Part):
     parameters: int
 
 
-class DataInfo(_Part):
+class DataInfo(Part):
     """The images that were used.
 
     Attributes:
@@ -273,7 +285,7 @@ class DataInfo(_Part):
     notes: list[str]
 
 
-class HubInfo(_Part):
+class HubInfo(Part):
     """Where the model was pushed."""
 
     repo_id: str
@@ -282,7 +294,7 @@ class HubInfo(_Part):
     commit: str
 
 
-class Result(_Part):
+class Result(Part):
     """One finished run."""
 
     schema_version: int = SCHEMA_VERSION
@@ -413,8 +425,8 @@ def load_readable(path: str | os.PathLike[str]) -> tuple[list[Result], list[str]
 
 def _read(file: Path) -> Result:
     try:
-        content = json.loads(read_text(file))
-    except (OSError, ValueError, RecursionError) as error:
+        content = parse_json(read_text(file))
+    except (OSError, ValueError) as error:
         raise ResultError(f"{file} cannot be read: {error}") from None
     version = content.get("schema_version") if isinstance(content, dict) else None
     if version not in _READABLE_VERSIONS:
@@ -437,8 +449,8 @@ def find_runs(root: Path) -> Iterator[Run]:
     """Find the runs in a folder, sorted by recipe name and time."""
     for file in sorted(root.glob(f"*/*/{RECIPE_FILE}")):
         try:
-            recipe = Recipe.model_validate(json.loads(read_text(file)))
-        except (OSError, ValueError, RecursionError):
+            recipe = Recipe.model_validate(parse_json(read_text(file)))
+        except (OSError, ValueError):
             recipe = None
         yield Run(file.parent, recipe, (file.parent / RESULT_FILE).is_file())
 

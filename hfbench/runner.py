@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import torch
 from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback, TrainingArguments
 from transformers.integrations import TensorBoardCallback
@@ -31,7 +30,7 @@ from hfbench.environment import (
     requested_processes,
 )
 from hfbench.errors import DeviceError, HfbenchError, Interrupted, RecipeError
-from hfbench.failures import WorldError, explain
+from hfbench.failures import WorldError, explain, is_out_of_memory
 from hfbench.folders import (
     find_earlier_run,
     hold,
@@ -105,6 +104,9 @@ def run_recipe(
         except Exception as error:
             if interruption.came:
                 raise Interrupted(place.say_stop()) from error
+            if place.trainer is not None and is_out_of_memory(error):
+                lacking = place.trainer.say_out_of_memory(error)
+                raise DeviceError(f"{lacking} {place.say_failure()}") from error
             said = explain(error, place.folder)
             if said is None:
                 raise
@@ -120,6 +122,7 @@ class _Place:
     resumes: bool = False
     trained: bool = False
     finished: bool = False
+    trainer: BenchTrainer | None = None
 
     def say_stop(self) -> str:
         """Say what is kept of a stopped run, and how to go on; nothing is left of nothing."""
@@ -180,7 +183,7 @@ def _run(
         if earlier and is_main_process():
             held.enter_context(hold(earlier.folder))
         inputs = load_inputs(recipe, args)
-        trainer = assemble(recipe, args, inputs, clock, [stop])
+        trainer = place.trainer = assemble(recipe, args, inputs, clock, [stop])
         folder = earlier.folder if earlier else make_folder(recipe, root, held)
         place.folder, place.new = folder, earlier is None
         if is_main_process():
@@ -296,16 +299,8 @@ def _train(
         The mean training loss, ``None`` if it is not finite.
     """
     clock.start(trainer.args.device)
-    try:
-        with stop.listen(single_process=trainer.args.world_size == 1):
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    except torch.OutOfMemoryError as error:
-        size = trainer.args.per_device_train_batch_size
-        raise DeviceError(
-            f"{trainer.args.device} ran out of memory at per_device_train_batch_size={size}: "
-            f"{str(error).splitlines()[0]} Halve it, and double gradient_accumulation_steps to "
-            "keep the effective batch."
-        ) from error
+    with stop.listen(single_process=trainer.args.world_size == 1):
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     clock.stop(trainer.args.device)
     return trainer.mean_training_loss()
 

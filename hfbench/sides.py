@@ -50,7 +50,7 @@ class Sides:
             folder: For a checkpoint.
 
         Raises:
-            torch.OutOfMemoryError: If it does not fit.
+            Exception: That `is_out_of_memory` knows, if it does not fit.
         """
         recipe = with_arguments(without_files(recipe), max_steps=1)
         args = build_training_arguments(recipe, folder)

@@ -26,6 +26,7 @@ from hfbench.clock import Clock
 from hfbench.data import ImageBatches
 from hfbench.environment import accelerator_type
 from hfbench.errors import DeviceError, RecipeError
+from hfbench.failures import say_out_of_memory
 from hfbench.loss_scale import LossScale
 from hfbench.models import quiet_progress
 from hfbench.overhead import ask_once_for_lomo, without_walks
@@ -189,6 +190,7 @@ class BenchTrainer(ResumableTrainer):
         self._stepped: nn.Module | None = None  # the model that steps are made with
         self._while_training = ExitStack()
         self.last_evaluation: tuple[int, Any] | None = None  # step and output
+        self.doing = "training"  # or evaluating, and stays so if that fails
         scaler = self.accelerator.scaler
         self.loss_scale = None if scaler is None else LossScale(scaler)
         self.loss_sum: Tensor | float = 0.0  # of this process, in this session
@@ -297,6 +299,12 @@ class BenchTrainer(ResumableTrainer):
             )
         return loss
 
+    def say_out_of_memory(self, error: BaseException) -> str:
+        """Say what ran out of memory: training, or evaluating, with its own batch."""
+        name = "eval" if self.doing == "evaluating" else "train"
+        batch_size = getattr(self.args, f"per_device_{name}_batch_size")
+        return say_out_of_memory(error, self.args.device, self.doing, batch_size)
+
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Count nothing: Trainer walks over all modules to count pixels as tokens.
 
@@ -320,7 +328,9 @@ class BenchTrainer(ResumableTrainer):
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Keep the newest predictions: the last evaluation of training is the final one."""
+        self.doing = "evaluating"
         output = super().evaluation_loop(*args, **kwargs)
+        self.doing = "training"
         self.last_evaluation = (self.state.global_step, output)
         return output
 

@@ -15,16 +15,17 @@ from transformers import PrinterCallback
 from hfbench.clock import Clock, measure_memory, reset_memory, synchronize
 from hfbench.data import ImageBatches
 from hfbench.errors import first_line
+from hfbench.failures import is_out_of_memory
 from hfbench.inputs import assemble
 from hfbench.recipe import Recipe
 from hfbench.training import build_training_arguments
 from hfbench.tune_decision import decide
-from hfbench.tune_memory import estimate_peak_mib, is_out_of_memory, peak_mib, resident_mib
+from hfbench.tune_memory import estimate_peak_mib, peak_mib, resident_mib
 from hfbench.tune_plan import ROUNDING
 from hfbench.tune_result import EVALUATION, Measured, Trial
 from hfbench.tune_search import Search
 from hfbench.tune_windows import BLOCK
-from hfbench.windows import Bench, Window, with_arguments, without_files
+from hfbench.windows import Bench, Window, release_memory, with_arguments, without_files
 
 Evaluate = Callable[[int, Recipe], Window]  # test images, recipe
 
@@ -42,11 +43,12 @@ def measure_evaluation(bench: Bench, images: int, recipe: Recipe) -> Window:
         recipe: A variant, as for `Bench.measure_window`.
 
     Raises:
-        torch.OutOfMemoryError: If it does not fit.
+        Exception: That `is_out_of_memory` knows, if it does not fit.
     """
     # A persistent worker would go on with the batch size of its first evaluation.
     recipe = with_arguments(without_files(recipe), dataloader_persistent_workers=False)
     args = build_training_arguments(recipe, Path(tempfile.gettempdir()))
+    release_memory(args.device)
     reset_memory(args.device)
     inputs = replace(bench.inputs, model=copy.deepcopy(bench.inputs.model))
     trainer = assemble(recipe, args, inputs, Clock(), [])

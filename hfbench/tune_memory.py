@@ -5,14 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import psutil
-import torch
 
 from hfbench.windows import Window
 
 _RESERVE = 0.1  # of the memory that is free, for everything else on the machine
 _MARGIN = 1.2  # on the growth: allocators do not grow evenly
 _CGROUP = Path("/sys/fs/cgroup")
-_SAYS_NO_MEMORY = ("allocate memory", "not enough memory", "out of memory")
 
 
 class MemoryForecast:
@@ -88,11 +86,3 @@ def available_mib(cgroup: Path = _CGROUP) -> float:
         return machine
     cached = next((int(line.split()[1]) for line in lines if line.startswith("inactive_file ")), 0)
     return max(min(machine, (limit - used + cached) / 2**20), 0.0)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether memory was out, on an accelerator or, where the system refuses it, on a CPU."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    said = str(error).lower()
-    return isinstance(error, RuntimeError) and any(words in said for words in _SAYS_NO_MEMORY)

@@ -6,9 +6,10 @@ from typing import Any
 
 from hfbench.ablation_result import Ratio
 from hfbench.errors import DeviceError, HfbenchError, first_line
+from hfbench.failures import is_out_of_memory
 from hfbench.recipe import Recipe
 from hfbench.tune_decision import decide, ratio_of
-from hfbench.tune_memory import MemoryForecast, is_out_of_memory, peak_mib
+from hfbench.tune_memory import MemoryForecast, peak_mib
 from hfbench.tune_plan import (
     BATCH,
     LARGER_BATCH,

@@ -142,7 +142,7 @@ class Bench:
 
         Raises:
             DeviceError: If this machine cannot do what the variant asks for.
-            torch.OutOfMemoryError: If it does not fit.
+            Exception: That `is_out_of_memory` knows, if it does not fit.
         """
         recipe = without_files(recipe or self.recipe)
         timer = _Timer(warmup_steps, steps)
@@ -198,7 +198,7 @@ class Bench:
             max_steps += SETTLING_STEPS
         recipe = with_arguments(recipe, max_steps=max_steps)
         args = _check(recipe)
-        _release_memory(args.device)
+        release_memory(args.device)
         reset_memory(args.device)
         model: PreTrainedModel = copy.deepcopy(self.inputs.model)
         if prepare is not None:
@@ -314,7 +314,7 @@ def _check(recipe: Recipe) -> TrainingArguments:
     return build_training_arguments(recipe, Path(tempfile.gettempdir()))
 
 
-def _release_memory(device: torch.device) -> None:
+def release_memory(device: torch.device) -> None:
     """Give back what earlier windows used, so that it is not counted as this one's."""
     torch.compiler.reset()  # after eight recompilations torch would silently run uncompiled
     gc.collect()

@@ -20,8 +20,8 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 import hfbench.runner
 from hfbench.environment import check_machine
-from hfbench.errors import HfbenchError
-from hfbench.failures import PatientStream, WorldError, explain
+from hfbench.errors import DeviceError, HfbenchError
+from hfbench.failures import PatientStream, WorldError, explain, is_out_of_memory
 from hfbench.manifest import has_checkpoint
 from hfbench.result import find_runs
 from hfbench.runner import run_recipe
@@ -270,3 +270,56 @@ def test_tracker_that_fails_later_is_left_out(
     assert result.training.optimizer_steps == 12
     assert "Tracker failed and is left out from here on" in caplog.text
     assert len(called) == 1
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("Unable to allocate 9 GiB"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."),
+        torch.AcceleratorError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("HIP out of memory. Tried to allocate 20.00 MiB"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"),
+        RuntimeError("XPU out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate"),
+    ],
+)
+def test_memory_that_is_out_is_known_under_every_name(error: Exception) -> None:
+    assert is_out_of_memory(error)
+    assert "no memory left" in str(explain(error))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("CUDA error: device-side assert triggered"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED"),
+        RuntimeError("unable to mmap 64 bytes from file </torch_1>: Cannot allocate memory (12)"),
+        ValueError("out of memory"),
+    ],
+)
+def test_other_failures_are_not_out_of_memory(error: Exception) -> None:
+    assert not is_out_of_memory(error)
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        ("training_step", "per_device_train_batch_size=8: .*Halve it"),
+        ("prediction_step", "per_device_eval_batch_size=20: .*changes no result"),
+    ],
+)
+def test_memory_that_is_out_is_blamed_on_what_was_running(
+    place: str, said: str, vit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise torch.AcceleratorError("CUDA error: out of memory\nmore")
+
+    monkeypatch.setattr(f"hfbench.training.BenchTrainer.{place}", fail)
+    recipe = tiny_recipe(vit, pretrained=True)
+    with pytest.raises(DeviceError, match=said) as caught:
+        run_recipe(recipe, tmp_path / "runs")
+    kept = place == "prediction_step"  # all is trained by then
+    assert ("--resume" in str(caught.value)) == kept

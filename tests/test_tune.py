@@ -13,11 +13,12 @@ import pytest
 import torch
 
 from hfbench.errors import DeviceError, Interrupted, ResultError
+from hfbench.failures import is_out_of_memory
 from hfbench.recipe import Recipe, load_recipe
 from hfbench.techniques import change
 from hfbench.tune_decision import decide, ratio_of
 from hfbench.tune_evaluation import explore_evaluation, measure_evaluation
-from hfbench.tune_memory import MemoryForecast, available_mib, is_out_of_memory, resident_mib
+from hfbench.tune_memory import MemoryForecast, available_mib, resident_mib
 from hfbench.tune_outcome import describe_search
 from hfbench.tune_plan import (
     LARGER_BATCH,

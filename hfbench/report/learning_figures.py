@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib import rc_context
 
+from hfbench.bounds import parse_json
 from hfbench.calibration import Bin, reliability
 from hfbench.quantities import percent
 from hfbench.report.confusion import NAMED_CLASSES
@@ -100,7 +100,7 @@ def _entries(result: Result) -> Iterator[dict[str, Any]]:
         return
     try:
         lines = (result.folder / LOG_FILE).read_text("utf-8").splitlines()
-        entries = [json.loads(line) for line in lines]
+        entries = [parse_json(line) for line in lines]
     except (OSError, ValueError):
         return
     before = last = 0.0
