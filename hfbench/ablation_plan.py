@@ -136,9 +136,7 @@ def plan_ablation(recipe: Recipe, *, whole_runs: bool = False) -> Plan:
 
 
 def _why_idle(use: Use, whole_runs: bool) -> str | None:
-    if use.no_effect or whole_runs or use.in_steps:
-        return use.no_effect
-    return "short windows neither evaluate nor save; --full runs do"
+    return use.no_effect if use.no_effect or whole_runs else use.whole_runs_only
 
 
 def _choose_all(recipe: Recipe, uses: list[Use]) -> tuple[list[Use], list[str]]:

@@ -127,6 +127,13 @@ def set_tf32(enabled: bool | None) -> None:
         getattr(backends.mkldnn, name).fp32_precision = "none"
 
 
+def read_tf32() -> dict[str, bool]:
+    """Return whether ``matmul`` and ``convolution`` compute in TF32, on a GPU that has it."""
+    backends: Any = torch.backends
+    places = {"matmul": backends.cuda.matmul, "convolution": backends.cudnn.conv}
+    return {name: place.fp32_precision == "tf32" for name, place in places.items()}
+
+
 @contextmanager
 def tf32_set(enabled: bool | None) -> Iterator[None]:
     """Switch TF32 as `set_tf32` while inside."""

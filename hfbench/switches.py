@@ -39,8 +39,8 @@ def observe_switches(recipe: Recipe, trainer: BenchTrainer) -> dict[str, Switch]
             requested=requested, applied=applied, reason=reason if requested != applied else None
         )
 
-    def tf32_switch(backend: Any) -> Switch:
-        active = backend.fp32_precision == "tf32" and args.device.type == "cuda"
+    def tf32_switch(name: str) -> Switch:
+        active = trainer.seen_tf32[name] and args.device.type == "cuda"
         return switch(tf32, active, "not set: torch's default")
 
     return {
@@ -49,8 +49,8 @@ def observe_switches(recipe: Recipe, trainer: BenchTrainer) -> dict[str, Switch]
             applied=applied_dtype,
             reason=find_slow_precision(recipe) or compiled,
         ),
-        "tf32_matmul": tf32_switch(torch.backends.cuda.matmul),
-        "tf32_convolution": tf32_switch(torch.backends.cudnn.conv),  # type: ignore[attr-defined]
+        "tf32_matmul": tf32_switch("matmul"),
+        "tf32_convolution": tf32_switch("convolution"),
         "dataloader_pin_memory": switch(recipe.argument("dataloader_pin_memory"), pinned, no_copy),
         "non_blocking": switch(
             bool(accelerator_config.get("non_blocking", False)),

@@ -63,6 +63,11 @@ WORKERS = Technique(
 OPTIMIZER = Technique("optimizer implementation", ("training_args.optim",), ("optim",))
 TF32 = Technique("TF32", ("training_args.tf32",), ("tf32_matmul", "tf32_convolution"))
 MEMORY_FORMAT = Technique("memory format", ("model.memory_format",), ("memory_format",))
+# ATen looks a shape up among the algorithms it has chosen before it looks at the switch.
+ONE_CHOICE_A_PROCESS = (
+    "cuDNN's algorithms are chosen once in a process, so that all its windows have the same; only "
+    "whole runs can tell: hfbench ablate --full"
+)
 CUDNN_BENCHMARK = Technique("cuDNN benchmark", ("model.cudnn_benchmark",), ("cudnn_benchmark",))
 ATTENTION = Technique(
     "attention implementation", ("model.attn_implementation",), ("attn_implementation",)
@@ -105,7 +110,7 @@ class Use:
         off: The same without the technique.
         in_recipe: Whether the recipe has it.
         no_effect: Why it can have no effect on this machine or recipe; ``None`` if it can.
-        in_steps: Whether it acts on training steps; else whole runs alone show it.
+        whole_runs_only: Why short windows of one process cannot show it; ``None`` if they can.
     """
 
     technique: Technique
@@ -115,7 +120,7 @@ class Use:
     off: Mapping[str, Any]
     in_recipe: bool
     no_effect: str | None = None
-    in_steps: bool = True
+    whole_runs_only: str | None = None
 
     @property
     def slug(self) -> str:

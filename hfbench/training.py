@@ -36,7 +36,7 @@ from hfbench.recipe import Recipe
 from hfbench.result import CLOCK_FILE, write_json
 from hfbench.resuming import ResumableTrainer
 from hfbench.scores import pack
-from hfbench.settings import set_tf32
+from hfbench.settings import read_tf32, set_tf32
 from hfbench.techniques import COMPILE_ARGUMENTS, is_compiled, not_compiled
 from hfbench.timeline import Batch
 
@@ -185,6 +185,7 @@ class BenchTrainer(ResumableTrainer):
         self.clock = clock
         self.requested_dtype = requested_dtype
         self.seen_dtype: torch.dtype | None = None
+        self.seen_tf32 = read_tf32()  # again when training begins
         self.train_loader: Any = None
         self._loaders: list[Any] = []
         self._stepped: nn.Module | None = None  # the model that steps are made with
@@ -287,6 +288,7 @@ class BenchTrainer(ResumableTrainer):
         model = args[0]
         if model is not self._stepped:
             self._stepped = model
+            self.seen_tf32 = read_tf32()
             self._while_training.enter_context(without_walks(model))
         loss = super().training_step(*args, **kwargs)
         complete = self.accelerator.sync_gradients  # no micro-batch is to follow
@@ -432,6 +434,7 @@ def build_trainer(
             compute_loss_func=cross_entropy_loss(args.label_smoothing_factor),
             callbacks=[clock, *callbacks],
         )
+        set_tf32(recipe.training_args.get("tf32"))  # accelerate turns it on for compiled models
         # Both are made again when training starts; made now, a wrong option is found before data is
         # waited for.
         trainer.create_optimizer_and_scheduler(num_training_steps=1)

@@ -12,7 +12,7 @@ from hfbench.convolutions import has_convolutions
 from hfbench.environment import accelerator_type, check_machine
 from hfbench.precision import find_slow_precision
 from hfbench.recipe import Recipe
-from hfbench.techniques import change, is_compiled
+from hfbench.techniques import CUDNN_BENCHMARK, ONE_CHOICE_A_PROCESS, change, is_compiled
 
 if TYPE_CHECKING:
     from hfbench.windows import Bench
@@ -105,7 +105,6 @@ def list_techniques(larger_batch: bool) -> dict[str, Offers]:
         "precision": _precisions,
         "memory format": _memory_formats,
         "kept memory": _kept_memory,
-        "cuDNN benchmark": _cudnn_benchmarks,
         "optimizer": _optimizers,
         "NaN filter": _nan_filters,
         "attention": _attentions,
@@ -122,7 +121,6 @@ def say_inapplicable(recipe: Recipe, subject: Subject, larger_batch: bool) -> di
         "precision": "this machine has no other, or computes it more slowly",
         "memory format": "the model is not convolutional",
         "kept memory": "for a CPU, with glibc",
-        "cuDNN benchmark": "needs a convolutional model on an NVIDIA GPU",
         "optimizer": "only AdamW has a fused twin here",
         "NaN filter": "off already",
         "attention": "nothing to choose, or sdpa already",
@@ -136,6 +134,8 @@ def say_inapplicable(recipe: Recipe, subject: Subject, larger_batch: bool) -> di
         for name, offers in list_techniques(larger_batch).items()
         if next(offers(recipe, subject), None) is None
     }
+    if subject.convolutional and subject.device_type == "cuda":
+        found[CUDNN_BENCHMARK.name] = ONE_CHOICE_A_PROCESS
     if is_compiled(recipe):
         return found
     why = "compiling takes minutes, so that only whole runs can tell: hfbench ablate --full"
@@ -215,13 +215,6 @@ def _kept_memory(recipe: Recipe, subject: Subject) -> Iterator[Candidate]:
         on = not recipe.model.keep_freed_memory
         word = "on" if on else "off"
         yield Candidate("kept memory", word, {"model.keep_freed_memory": on}, SAME_NUMBERS)
-
-
-def _cudnn_benchmarks(recipe: Recipe, subject: Subject) -> Iterator[Candidate]:
-    if subject.convolutional and subject.device_type == "cuda":
-        on = not recipe.model.cudnn_benchmark
-        word = "on" if on else "off"
-        yield Candidate("cuDNN benchmark", word, {"model.cudnn_benchmark": on}, ROUNDING)
 
 
 def _optimizers(recipe: Recipe, subject: Subject) -> Iterator[Candidate]:

@@ -22,6 +22,7 @@ from hfbench.techniques import (
     MICRO_BATCH,
     MIXED_PRECISION,
     NAN_FILTER,
+    ONE_CHOICE_A_PROCESS,
     OPTIMIZER,
     PINNED_MEMORY,
     TF32,
@@ -37,6 +38,7 @@ _BF16, _FP16 = "training_args.bf16", "training_args.fp16"
 _STEPS = "training_args.gradient_accumulation_steps"
 _BATCH = "training_args.per_device_train_batch_size"
 _EAGER = "eager"  # attention written out, as every transformer has it
+_OUTSIDE_OF_STEPS = "short windows neither evaluate nor save; --full runs do"
 _PLAIN_OPTIMIZER = {"adamw_torch_fused": "adamw_torch", "adamw_apex_fused": "adamw_torch"}
 
 
@@ -231,7 +233,8 @@ def _cudnn_benchmark(recipe: Recipe, device: str, convolutional: bool) -> Use | 
         no_effect: str | None = "there is no cuDNN: the model is not on an NVIDIA GPU"
     else:
         no_effect = None if convolutional else "the model has no convolutions to choose for"
-    return _switched(CUDNN_BENCHMARK, "algorithms chosen by time", in_recipe, no_effect)
+    use = _switched(CUDNN_BENCHMARK, "algorithms chosen by time", in_recipe, no_effect)
+    return replace(use, whole_runs_only=ONE_CHOICE_A_PROCESS) if use else None
 
 
 def _attention(recipe: Recipe) -> Use | None:
@@ -291,7 +294,7 @@ def _micro_batch(recipe: Recipe, baseline: Recipe | None) -> Use | None:
 
 def _evaluation_batch(recipe: Recipe, baseline: Recipe | None) -> Use | None:
     use = _larger(EVALUATION_BATCH, recipe, baseline)
-    return replace(use, in_steps=False) if use else None
+    return replace(use, whole_runs_only=_OUTSIDE_OF_STEPS) if use else None
 
 
 def _larger(technique: Technique, recipe: Recipe, baseline: Recipe | None) -> Use | None:
@@ -319,5 +322,5 @@ def _checkpoints(recipe: Recipe, baseline: Recipe | None) -> Use | None:
         {setting: "no"},
         {setting: theirs},
         True,
-        in_steps=False,
+        whole_runs_only=_OUTSIDE_OF_STEPS,
     )

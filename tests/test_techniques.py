@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from hfbench.ablation_plan import plan_ablation
 from hfbench.convolutions import is_convolutional
 from hfbench.recipe import Recipe, check_recipe, load_recipe, shipped_recipes
 from hfbench.techniques import TECHNIQUES, Use, change
@@ -199,6 +200,20 @@ def test_memory_format_is_tried_on_convolutions_whatever_the_recipe_says() -> No
     assert "no convolutions" in idle
 
 
+def test_cudnn_benchmark_is_told_by_whole_runs_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    # ATen's plan cache does not know of the switch: the first window of a process decides for all.
+    monkeypatch.setattr("hfbench.uses.accelerator_type", lambda: "cuda")
+    monkeypatch.setattr("hfbench.uses._cuda_has_bf16", lambda: False)
+    for asked in (False, True):
+        recipe = with_model(tiny_recipe(use_cpu=False, fp16=True), cudnn_benchmark=asked)
+        short, full = plan_ablation(recipe), plan_ablation(recipe, whole_runs=True)
+        (why,) = [item.reason for item in short.not_run if item.technique == "cuDNN benchmark"]
+        assert "once in a process" in why
+        assert "--full" in why
+        assert {item.recipe.model.cudnn_benchmark for item in short.configurations} == {asked}
+        assert {item.recipe.model.cudnn_benchmark for item in full.configurations} == {True, False}
+
+
 def with_model(recipe: Recipe, **values: Any) -> Recipe:
     """Return a recipe whose model computes in another way."""
     return change(recipe, [(f"model.{name}", value) for name, value in values.items()])
@@ -275,7 +290,8 @@ def test_larger_batches_and_missing_checkpoints_are_told_by_the_shipped_baseline
     assert (micro.on, micro.off) == ({batch: 256}, {batch: 64})
     assert found["evaluation batch"].detail == "512 instead of 128"
     assert found["checkpoints"].off == {"training_args.save_strategy": "epoch"}
-    assert [use.name for use in found.values() if not use.in_steps] == [
+    assert [use.name for use in found.values() if use.whole_runs_only] == [
+        "cuDNN benchmark",
         "evaluation batch",
         "checkpoints",
     ]

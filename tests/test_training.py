@@ -11,6 +11,7 @@ from typing import Any
 import accelerate.optimizer
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import (
     PreTrainedConfig,
@@ -35,6 +36,7 @@ from hfbench.training import (
     build_training_arguments,
     cross_entropy_loss,
 )
+from hfbench.windows import with_arguments
 from tests.builders import TIMM, TIMM_VIT, make_trainer, tiny_recipe, vit_config, write_model
 
 
@@ -297,6 +299,29 @@ def test_refusal_of_transformers_is_a_recipe_error(tmp_path: Path) -> None:
     recipe = tiny_recipe().model_copy(update={"training_args": asked})
     with pytest.raises(RecipeError, match=r"tiny are refused by transformers: .*multiple"):
         build_training_arguments(recipe, tmp_path)
+
+
+@pytest.mark.usefixtures("tf32")
+@pytest.mark.parametrize("enabled", [None, False])
+def test_tf32_is_what_the_recipe_says_whatever_accelerate_sets(
+    enabled: bool | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    # As it does on a GPU where a model is compiled and computes in fp32.
+    original = Accelerator.__init__
+
+    def build(self: Accelerator, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        torch.backends.cuda.matmul.allow_tf32 = True
+
+    monkeypatch.setattr(Accelerator, "__init__", build)
+    recipe = with_arguments(tiny_recipe(max_steps=1), tf32=enabled)
+    trainer = make_trainer(recipe, tmp_path)
+    torch.get_float32_matmul_precision()  # Inductor asks, and torch refuses what contradicts
+    trainer.train()
+    assert trainer.seen_tf32 == {"matmul": bool(enabled), "convolution": enabled is not False}
+    set_tf32(not enabled)
+    seen = observe_switches(recipe, trainer)["tf32_matmul"]
+    assert seen.applied is False  # on a CPU
 
 
 @pytest.mark.usefixtures("tf32")

@@ -534,7 +534,6 @@ def test_techniques_without_effect_are_explained() -> None:
     )
     assert set(say_inapplicable(recipe, plain, larger_batch=True)) == {
         "memory format",
-        "cuDNN benchmark",
         "optimizer",
         "NaN filter",
         "attention",
@@ -550,7 +549,9 @@ def test_techniques_without_effect_are_explained() -> None:
         for name, offers in list_techniques(False).items()
     }
     assert offered["attention"] == ["sdpa"]
-    assert offered["cuDNN benchmark"] == ["on"]
+    assert "cuDNN benchmark" not in offered
+    idle = say_inapplicable(tiny_recipe(), eager, larger_batch=False)
+    assert "once in a process" in idle["cuDNN benchmark"]
     assert offered["pinned memory"] == ["with non-blocking copies"]
 
 
