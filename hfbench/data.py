@@ -64,6 +64,10 @@ class ImageSplit:
             self._copies[device] = self.images.to(device)
         return self._copies[device]
 
+    def leave_devices(self) -> None:
+        """Give back the memory that the images take up on accelerators."""
+        self._copies.clear()
+
     def subset(self, count: int | None, seed: int) -> ImageSplit:
         """Take a class-balanced subset; all of it if `count` is ``None`` or larger."""
         chosen = torch.from_numpy(balanced_subset(self.labels.numpy(), count, seed))
@@ -213,6 +217,13 @@ def balanced_subset(labels: np.ndarray, count: int | None, seed: int) -> np.ndar
 
 
 def _free_memory(device: torch.device) -> int:
-    """Return how many bytes are free on an accelerator; 0 if it does not say."""
+    """Return how many bytes are free on an accelerator; 0 if it does not say.
+
+    What torch has taken from the driver and does not use now is free too: after training, that is
+    most of the memory.
+    """
     module = torch.get_device_module(device)
-    return int(module.mem_get_info(device)[0]) if hasattr(module, "mem_get_info") else 0
+    if not hasattr(module, "mem_get_info"):
+        return 0
+    cached = module.memory_reserved(device) - module.memory_allocated(device)
+    return int(module.mem_get_info(device)[0]) + int(cached)

@@ -29,7 +29,7 @@ from hfbench.slices import Slices, describe_sides, divide_step, measure_slices, 
 from hfbench.techniques import MIXED_PRECISION, Use, change, not_compiled
 from hfbench.training import build_training_arguments
 from hfbench.uses import find_uses
-from hfbench.windows import Bench, with_arguments
+from hfbench.windows import Bench, release_memory, with_arguments
 
 Observer = Callable[[str], None]
 
@@ -105,26 +105,14 @@ def _examine(examination: _Examination, start: float) -> Diagnosis:
     measured = int(bench.recipe.argument("per_device_train_batch_size"))
     if slow := say_slow_precision(recipe):
         examination.notes.append(slow)
-    examination.tell("building trainers")
-    sides = Sides(bench, bench.recipe, examination.folder)
     use = next(use for use in find_uses(bench.recipe) if use.technique is MIXED_PRECISION)
-    other = _build_other(examination, use)
-    try:
-        slices = measure_slices(
-            bench, sides, other, examination.seconds * _ROUNDS_SHARE, examination.tell
-        )
-        step = divide_step(slices, on_device=recipe.preprocessing.location == "device")
-        factor = examination.batch_size / measured
-        step = step.scaled(factor, int(bench.recipe.argument(_STEPS)) / k)
-        examination.tell("an evaluation and a checkpoint")
-        forecast = _predict(examination, sides, slices, step)
-    finally:
-        for side in (sides, other):
-            if side is not None:
-                side.close()
+    found = _measure(examination, use)
+    slices, step, forecast = found.slices, found.step, found.forecast
+    factor = examination.batch_size / measured
+    release_memory(bench.device)  # the trainers of the sides are not needed any more
     examination.tell("the machine")
     machine = examine_machine(bench.device)
-    check = _check(examination, sides, seconds_per_image) if k > 1 else None
+    check = _check(examination, found.precision, seconds_per_image) if k > 1 else None
     advice = advise(
         Evidence(
             recipe=recipe,
@@ -148,7 +136,7 @@ def _examine(examination: _Examination, start: float) -> Diagnosis:
         batch_size=examination.batch_size,
         measured_batch_size=measured,
         gradient_accumulation_steps=k,
-        precision=sides.precision,
+        precision=found.precision,
         sides=describe_sides(slices, measured),
         step=step,
         forecast=forecast,
@@ -159,6 +147,56 @@ def _examine(examination: _Examination, start: float) -> Diagnosis:
         environment=describe_environment(bench.device.type),
         loading_seconds=examination.loading_seconds,
         seconds=time.perf_counter() - start,
+    )
+
+
+@dataclass(frozen=True)
+class _Measurements:
+    """What the trainers of both precisions were needed for."""
+
+    slices: Slices
+    step: Step
+    forecast: Forecast
+    precision: str
+
+
+def _measure(examination: _Examination, use: Use) -> _Measurements:
+    """Build the recipe's trainer, and one of the other precision, and measure both in turn."""
+    bench, recipe = examination.bench, examination.recipe
+    examination.tell("building trainers")
+    sides = Sides(bench, bench.recipe, examination.folder)
+    other = _build_other(examination, use)
+    seconds = examination.seconds * _ROUNDS_SHARE
+    try:
+        try:
+            slices = measure_slices(bench, sides, other, seconds, examination.tell)
+        except Exception as error:
+            if other is None or not is_out_of_memory(error):
+                raise
+            # Beside each other they do not fit; the recipe alone is what was asked about.
+            _note_other(examination, error)
+            other.close()
+            other = None
+            slices = None
+        if slices is None:
+            release_memory(bench.device)
+            slices = measure_slices(bench, sides, None, seconds, examination.tell)
+        step = divide_step(slices, on_device=recipe.preprocessing.location == "device")
+        factor = examination.batch_size / sides.batch_size
+        steps = int(bench.recipe.argument(_STEPS)) / examination.accumulation
+        step = step.scaled(factor, steps)
+        examination.tell("an evaluation and a checkpoint")
+        forecast = _predict(examination, sides, slices, step)
+        return _Measurements(slices, step, forecast, sides.precision)
+    finally:
+        for side in (sides, other):
+            if side is not None:
+                side.close()
+
+
+def _note_other(examination: _Examination, error: Exception) -> None:
+    examination.notes.append(
+        f"The model in the other precision could not be run: {first_line(error)}"
     )
 
 
@@ -206,10 +244,9 @@ def _build_other(examination: _Examination, use: Use) -> Sides | None:
     except Exception as error:
         if not (is_out_of_memory(error) or isinstance(error, HfbenchError)):
             raise
-        examination.notes.append(
-            f"The model in the other precision could not be run: {first_line(error)}"
-        )
-        return None
+        _note_other(examination, error)
+    release_memory(examination.bench.device)
+    return None
 
 
 def _predict(examination: _Examination, sides: Sides, slices: Slices, step: Step) -> Forecast:
@@ -245,7 +282,7 @@ def _final_evaluation(examination: _Examination, schedule: Schedule, evaluation:
 
 
 def _check(
-    examination: _Examination, sides: Sides, seconds_per_image: float
+    examination: _Examination, precision: str, seconds_per_image: float
 ) -> AccumulationCheck | None:
     """Check accumulation on the images of one batch, fewer where time or images are short."""
     k, images = examination.accumulation, len(examination.bench.inputs.train)
@@ -259,7 +296,7 @@ def _check(
         )
         return None
     examination.tell(f"accumulation: {size * k} images at once, and in {k} micro-batches")
-    found = check_accumulation(examination.bench, k, size, sides.precision, examination.folder)
+    found = check_accumulation(examination.bench, k, size, precision, examination.folder)
     if found is None:
         examination.notes.append("Accumulation was not checked: gradients are not finite.")
     return found

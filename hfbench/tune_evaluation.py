@@ -48,6 +48,8 @@ def measure_evaluation(bench: Bench, images: int, recipe: Recipe) -> Window:
     # A persistent worker would go on with the batch size of its first evaluation.
     recipe = with_arguments(without_files(recipe), dataloader_persistent_workers=False)
     args = build_training_arguments(recipe, Path(tempfile.gettempdir()))
+    if recipe.preprocessing.location == "host":
+        bench.inputs.train.leave_devices()
     release_memory(args.device)
     reset_memory(args.device)
     inputs = replace(bench.inputs, model=copy.deepcopy(bench.inputs.model))

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
+import hfbench.data
 from hfbench.data import ImageBatches, ImageSplit, balanced_subset
 from hfbench.errors import DataError, HubError
 from hfbench.preprocessing import Normalization, Preprocessing
@@ -827,3 +828,21 @@ def test_real_data_with_the_default_columns_say_which_to_set(shared: Path) -> No
 
     assert 'dataset.image_column: "image" is not a column' in message
     assert "did you mean fine_label?" in message or "dataset.label_column=" in message
+
+
+def test_memory_that_torch_holds_and_does_not_use_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Module:
+        @staticmethod
+        def mem_get_info(device: torch.device) -> tuple[int, int]:
+            return 100, 1000  # after training the driver has little left
+
+        @staticmethod
+        def memory_reserved(device: torch.device) -> int:
+            return 800
+
+        @staticmethod
+        def memory_allocated(device: torch.device) -> int:
+            return 300
+
+    monkeypatch.setattr("torch.get_device_module", lambda device: Module)
+    assert hfbench.data._free_memory(torch.device("cuda")) == 600

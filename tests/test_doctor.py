@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from hfbench.sides import Sides
 from hfbench.slices import Slices, divide_step
 from hfbench.techniques import MIXED_PRECISION, change
 from hfbench.timeline import PHASES
-from hfbench.training import build_training_arguments
+from hfbench.training import BenchTrainer, build_training_arguments
 from hfbench.uses import find_uses
 from hfbench.windows import Bench, with_arguments
 from tests.builders import TIMM_VIT, make_trainer, tiny_recipe, vit_config, write_model
@@ -529,3 +530,41 @@ def test_out_of_memory_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DeviceError, match="per_device_train_batch_size=8") as caught:
         examine(tiny_recipe())
     assert "Halve it" in str(caught.value)
+
+
+def live_trainers() -> int:
+    """Count the trainers that something keeps alive."""
+    return sum(type(item) is BenchTrainer for item in gc.get_objects())
+
+
+def test_accumulation_is_checked_when_the_other_trainers_are_gone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Each holds a model and its optimizer's state: on a GPU that a recipe fills, none is left over.
+    seen: list[int] = []
+
+    def count(*args: Any, **kwargs: Any) -> Any:
+        seen.append(live_trainers())
+        return check_accumulation(*args, **kwargs)
+
+    gc.collect()
+    before = live_trainers()
+    monkeypatch.setattr("hfbench.doctor.check_accumulation", count)
+    examine(tiny_recipe(bf16=True, gradient_accumulation_steps=2), seconds=1)
+    assert seen == [before]
+
+
+def test_other_precision_that_does_not_fit_beside_the_recipe_is_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    original = Sides.time_model
+
+    def full(self: Sides, updates: int) -> float:
+        if self.precision == "bf16":
+            raise torch.AcceleratorError("CUDA error: out of memory\nmore")
+        return original(self, updates)
+
+    monkeypatch.setattr(Sides, "time_model", full)
+    found = examine(tiny_recipe(), seconds=1)
+    assert found.step.batch_seconds > 0
+    assert any("other precision could not be run: CUDA error" in note for note in found.notes)

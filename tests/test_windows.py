@@ -13,6 +13,7 @@ from torch import nn
 from transformers import EfficientNetConfig
 
 from hfbench.errors import DeviceError
+from hfbench.tune_evaluation import measure_evaluation
 from hfbench.windows import Bench, turn_off_dropout, with_arguments
 from tests.builders import TIMM, TIMM_VIT, tiny_recipe, vit_config, write_model
 
@@ -167,3 +168,27 @@ def _logits(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
         output = model(images)
     return output if isinstance(output, torch.Tensor) else output.logits
+
+
+def test_images_on_a_device_are_given_back_before_a_window_that_takes_them_from_the_host() -> None:
+    # Else they count in its peak.
+    bench = Bench(tiny_recipe(TIMM))
+    for split in (bench.inputs.train, bench.inputs.test):
+        split._copies[torch.device("meta")] = split.images.to("meta")
+    bench.measure_window(1, 1)
+    assert bench.inputs.train._copies == bench.inputs.test._copies == {}
+
+
+def test_evaluation_windows_keep_no_model_of_an_earlier_one_alive() -> None:
+    bench = Bench(tiny_recipe(TIMM))
+    kind = type(bench.inputs.model)
+
+    def models() -> int:
+        return sum(type(item) is kind for item in gc.get_objects())
+
+    gc.collect()
+    before, seen = models(), []
+    for _ in range(4):
+        measure_evaluation(bench, 8, bench.recipe)
+        seen.append(models())
+    assert max(seen) <= before + 1  # the newest one's own
