@@ -142,7 +142,7 @@ def _describe(
         verdict=judge_row(item.name, speedup, failure),
         samples_per_second=geometric_mean([rate for rate in rates if rate]),
         seconds_per_step=None,
-        data_wait_share=fmean(r.times.data_wait_seconds / r.times.execution_seconds for r in runs)
+        data_wait_share=fmean(r.waited_seconds / r.times.execution_seconds for r in runs)
         if runs
         else None,
         peak_process_memory_mib=median(run.memory.peak_process_memory_mib for run in runs)

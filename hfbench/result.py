@@ -27,6 +27,7 @@ CLOCK_FILE = "clock.json"  # in a checkpoint
 CURVES_FILE = "curves.png"
 CONFUSION_FILE = "confusion.png"
 
+TIMED_DEVICES = ("cuda", "xpu")  # whose streams can be given timed events
 _LARGEST_NUMBER = 1e30
 
 
@@ -97,7 +98,8 @@ class Times(Part):
         train_seconds: `execution_seconds` less the evaluations and checkpoints in it.
         first_step_seconds: The first optimizer step, its data included (compilation, kernel
             selection).
-        data_wait_seconds: Inside training, waiting for batches.
+        data_wait_seconds: Inside training, waiting for batches, as the host has it; see
+            `Result.waited_seconds`.
         evaluation_seconds: Evaluations inside the training call.
         save_seconds: Checkpoints inside the training call.
         final_evaluation_seconds: After training: test and train split.
@@ -323,6 +325,17 @@ class Result(Part):
     def folder(self) -> Path | None:
         """Where it was loaded from, with predictions and log; ``None`` if it was not loaded."""
         return self._folder
+
+    @property
+    def waited_seconds(self) -> float:
+        """Seconds of training in which nothing was computed, since batches were waited for.
+
+        Where a device has a timeline of its own, as that has it: a host that waits in a copy until
+        the device is done waits for computing, not for data.
+        """
+        if self.budget is not None and self.environment.device_type in TIMED_DEVICES:
+            return self.budget.data_wait_seconds
+        return self.times.data_wait_seconds
 
     @property
     def seed(self) -> int:

@@ -75,7 +75,7 @@ _RATIOS = (
     _Quantity("train time", "s", _part("times", "train_seconds")),
     _Quantity("steady-state training", "images/s", _part("throughput", "samples_per_second"), True),
     _Quantity("first step", "s", _part("times", "first_step_seconds")),
-    _Quantity("data wait", "s", _part("times", "data_wait_seconds")),
+    _Quantity("data wait", "s", lambda run: run.waited_seconds),
     _Quantity("peak device memory", "MiB", _part("memory", "peak_device_memory_mib")),
     _Quantity("peak process memory", "MiB", _part("memory", "peak_process_memory_mib")),
     _Quantity("device energy", "J", _part("energy", "device_joules")),

@@ -178,7 +178,7 @@ def result_table(result: Result) -> Group:
     add("  of it training", duration(times.train_seconds))
     add("  of it evaluation", duration(times.evaluation_seconds))
     add("  of it checkpoints", duration(times.save_seconds))
-    add("  waiting for data", duration(times.data_wait_seconds))
+    add("  waiting for data", duration(result.waited_seconds))
     add(
         "first step",
         duration(times.first_step_seconds) if times.first_step_seconds is not None else "–",

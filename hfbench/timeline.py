@@ -16,10 +16,9 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from hfbench.result import TimeBudget
+from hfbench.result import TIMED_DEVICES, TimeBudget
 
 PHASES = tuple(name.removesuffix("_seconds") for name in TimeBudget.model_fields)
-_TIMED_EVENTS = ("cuda", "xpu")
 
 
 class Stamp(Protocol):
@@ -62,7 +61,7 @@ class HostStamp:
 
 def stamps_of(device: torch.device) -> Callable[[], Stamp]:
     """Return what makes the stamps of a device: timed events where it has them."""
-    if device.type in _TIMED_EVENTS:
+    if device.type in TIMED_DEVICES:
         event: Callable[..., Stamp] = getattr(torch, device.type).Event
         return lambda: event(enable_timing=True)
     return HostStamp

@@ -331,10 +331,20 @@ class BenchTrainer(ResumableTrainer):
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Keep the newest predictions: the last evaluation of training is the final one."""
         self.doing = "evaluating"
+        self._share_buffers()
         output = super().evaluation_loop(*args, **kwargs)
         self.doing = "training"
         self.last_evaluation = (self.state.global_step, output)
         return output
+
+    def _share_buffers(self) -> None:
+        """Give every process the running statistics of process 0, whose model is saved.
+
+        Each has its own after a step, so that they would classify as no model does that is kept.
+        """
+        if self.args.world_size > 1:
+            for buffer in self.accelerator.unwrap_model(self.model).buffers():
+                torch.distributed.broadcast(buffer, src=0)
 
     def _write_checkpoint(self, folder: Path, model: nn.Module, trial: Any) -> None:
         with (

@@ -67,7 +67,8 @@ class Window(BaseModel):
         warmup_steps: Optimizer steps before them.
         samples: Images of the measured steps.
         seconds: Wall time of the measured steps.
-        data_wait_seconds: The part of it in which batches were waited for.
+        data_wait_seconds: The part of it in which batches were waited for, and on a GPU nothing was
+            computed.
         phase_seconds: All of it, by `timeline.PHASES`; on a GPU as its own stream of work has them.
         first_loss: Training loss of the first optimizer step, before any update: the mean over its
             images; ``None`` if it is not finite.
@@ -158,15 +159,14 @@ class Bench:
             trainer.close_loaders()
             timeline.stop()
         start, end = timer.borders
+        phases = {name: end.phase_seconds[name] - start.phase_seconds[name] for name in PHASES}
         return Window(
             steps=steps,
             warmup_steps=timer.warmup_steps,
             samples=steps * args.per_device_train_batch_size * args.gradient_accumulation_steps,
             seconds=end.seconds - start.seconds,
-            data_wait_seconds=end.data_wait_seconds - start.data_wait_seconds,
-            phase_seconds={
-                phase: end.phase_seconds[phase] - start.phase_seconds[phase] for phase in PHASES
-            },
+            data_wait_seconds=phases["data_wait"],
+            phase_seconds=phases,
             first_loss=timer.first_loss,
             peak_process_memory_mib=memory.peak_process_memory_mib,
             peak_device_memory_mib=memory.peak_device_memory_mib,
@@ -251,7 +251,6 @@ class _Border:
         synchronize(trainer.args.device)
         self.seconds = time.perf_counter() - trainer.clock.pauses.read()
         self.phase_seconds = trainer.clock.timeline.read()
-        self.data_wait_seconds = trainer.clock.times.data_wait_seconds
 
 
 class _Timer(TrainerCallback):

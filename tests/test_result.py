@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from hfbench.errors import ResultError
 from hfbench.result import (
+    TimeBudget,
     find_runs,
     load_result,
     save_result,
@@ -201,3 +202,19 @@ def test_recipe_that_is_no_object_is_found_without_it(text: str, tmp_path: Path)
 
 def test_folder_that_does_not_exist_has_no_runs(tmp_path: Path) -> None:
     assert list(find_runs(tmp_path / "nowhere")) == []
+
+
+def test_waiting_for_data_is_the_devices_own_where_it_has_a_timeline() -> None:
+    # The host waited 8 s, most of it in copies that waited for the device.
+    result = make_result()
+    times = result.times.model_copy(update={"data_wait_seconds": 8.0})
+    assert result.budget is not None
+    budget = result.budget.model_copy(update={"data_wait_seconds": 1.5})
+
+    def on(device: str, budget: TimeBudget | None) -> float:
+        machine = result.environment.model_copy(update={"device_type": device})
+        changes = {"times": times, "budget": budget, "environment": machine}
+        return result.model_copy(update=changes).waited_seconds
+
+    assert on("cuda", budget) == on("xpu", budget) == 1.5
+    assert on("cpu", budget) == on("mps", budget) == on("cuda", None) == 8.0

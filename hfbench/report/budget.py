@@ -81,11 +81,11 @@ PHASES = tuple(
 )
 # Of a result that has no budget: what is known of the training call.
 COARSE_PHASES = (
-    Phase("data wait", "data_wait_seconds", lambda r: r.times.data_wait_seconds, SERIES[1], ""),
+    Phase("data wait", "data_wait_seconds", lambda r: r.waited_seconds, SERIES[1], ""),
     Phase(
         "training, not split",
         "steps_seconds",
-        lambda r: r.times.train_seconds - r.times.data_wait_seconds,
+        lambda r: r.times.train_seconds - r.waited_seconds,
         SERIES[0],
         "",
     ),

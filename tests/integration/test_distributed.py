@@ -12,7 +12,14 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+import torch
+from transformers import AutoModelForImageClassification
 
+from hfbench.data import ImageBatches
+from hfbench.models import open_model
+from hfbench.preprocessing import Preprocessing
+from hfbench.recipe import load_recipe
+from hfbench.sources import load_splits
 from tests.hub_content import write_vit_checkpoint
 from tests.integration.commands import (
     Done,
@@ -149,6 +156,25 @@ def test_mistake_under_a_launcher_is_said_once(vit: Path, tmp_path: Path) -> Non
     said = [line for line in done.stderr.splitlines() if "did you mean learning_rate?" in line]
     assert len(said) == 1
     assert not (tmp_path / "runs").exists()
+
+
+def test_accuracy_of_several_processes_is_that_of_the_saved_model(tmp_path: Path) -> None:
+    # Batch norm's running statistics differ between processes after each step.
+    arguments = ["recipe", "quickstart_untuned", *DATA, "training_args.eval_strategy=epoch"]
+    arguments += ["training_args.per_device_train_batch_size=4"]
+    run_fresh(arguments, tmp_path, command=torchrun(), environment=build_environment()).check()
+    run = only_run(tmp_path / "runs")
+    model = AutoModelForImageClassification.from_pretrained(run / "model").eval()
+    assert any(name.endswith("running_mean") for name, _ in model.named_buffers())
+    recipe = load_recipe(run / "recipe.json")
+    normalization = open_model(recipe).normalization
+    _, test = load_splits(recipe.dataset, 32, normalization.interpolation)
+    batches = ImageBatches(test, Preprocessing(normalization, [], 0), "host", augment=False)
+    with torch.no_grad():
+        pixels = batches.__getitems__(list(range(len(test))))["pixel_values"]
+        expected = model(pixel_values=pixels).logits.softmax(-1).amax(-1).numpy()
+    with np.load(run / "predictions.npz") as found:
+        assert found["probability"] == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.slow
