@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from hfbench.compiling import CompileWatch
 from hfbench.energy import Meter, meter_cpu, meter_devices
 from hfbench.pauses import PauseWatch
 from hfbench.result import Energy, Memory, Throughput, TimeBudget, Times
@@ -48,6 +49,8 @@ class TrainingTimes:
     measured_seconds: float = 0.0
     loss_sum: float | None = 0.0  # of all optimizer steps; None if it is not finite
     skipped_steps: int = 0  # optimizer steps, in earlier sessions
+    compile_seconds: float = 0.0
+    compilations: int = 0
     budget: dict[str, float] | None = None  # seconds of each phase; None if a session lacks them
     # None if a session lacks them
     joules: dict[str, float | None] = field(default_factory=lambda: {"device": 0.0, "cpu": 0.0})
@@ -82,6 +85,7 @@ class Clock(TrainerCallback):
         self.times = TrainingTimes()
         self.pauses = PauseWatch()
         self.timeline = Timeline(self._outside)
+        self.compiling = CompileWatch(lambda: not self._is_interlude())
         self.warmup_steps = 0
         self._open: list[tuple[str, _Moment]] = []  # what is measured now, and since when
         self._started: _Moment | None = None
@@ -89,10 +93,12 @@ class Clock(TrainerCallback):
         self._aside_from: tuple[float, float] | None = None  # time and pauses, while it goes on
         self._paused_before = 0.0  # paused_seconds of earlier sessions
         self._kept_before = 0.0  # keeping_seconds of earlier sessions
+        self._compiled_before = (0, 0.0)  # compilations of earlier sessions, and their seconds
         self._has_budget = True  # of earlier sessions too
         self._before = 0.0  # execution_seconds of earlier sessions
         self._samples = 0  # of this process, in this session
         self._steps = 0
+        self._warm_compilations = (0, 0.0)  # until warm-up ended
         # When warm-up ended, and the interludes and samples until then.
         self._steady_from: tuple[_Moment, float, int] | None = None
         self._unsettled = False  # steps were made since whose end the device has not reached
@@ -109,6 +115,7 @@ class Clock(TrainerCallback):
         self._before = self.times.execution_seconds
         self._paused_before = self.times.paused_seconds
         self._kept_before = self.times.keeping_seconds
+        self._compiled_before = (self.times.compilations, self.times.compile_seconds)
         self._steady_before = (self.times.measured_samples, self.times.measured_seconds)
 
     def state(self) -> dict[str, Any]:
@@ -218,7 +225,8 @@ class Clock(TrainerCallback):
         self._unsettled = not waited
         self._measure_steady(now)
         if self._steps == self.warmup_steps:
-            self._steady_from = (now, self._interludes(), self._samples)
+            self._warm_compilations = (self.compiling.count, self.compiling.seconds)
+            self._steady_from = (now, self._not_steady(), self._samples)
         if self.timeline.phase == "first_step":
             self.timeline.release("overhead")
         else:
@@ -231,6 +239,13 @@ class Clock(TrainerCallback):
     ) -> None:
         """Read the energy during long evaluations."""
         self._read_energy(time.perf_counter())
+
+    def late_compilations(self) -> tuple[int, float]:
+        """Return how many graphs of this session were compiled after warm-up, and the seconds."""
+        count, seconds = self._warm_compilations
+        if self._steady_from is None:
+            return 0, 0.0
+        return self.compiling.count - count, self.compiling.seconds - seconds
 
     def throughput(self, world_size: int) -> Throughput:
         """Return the steady state of all sessions; processes train on equally many images."""
@@ -268,6 +283,8 @@ class Clock(TrainerCallback):
             analysis_seconds=times.analysis_seconds,
             paused_seconds=times.paused_seconds,
             keeping_seconds=times.keeping_seconds,
+            compile_seconds=times.compile_seconds,
+            compilations=times.compilations,
             total_seconds=sum(parts),
         )
 
@@ -321,19 +338,28 @@ class Clock(TrainerCallback):
     def _interludes(self) -> float:
         return self.times.evaluation_seconds + self.times.save_seconds
 
+    def _is_interlude(self) -> bool:
+        return any(name in ("evaluation", "save") for name, _ in self._open)
+
+    def _not_steady(self) -> float:
+        """Return the seconds so far that are in no steady state, whenever they come."""
+        return self._interludes() + self.compiling.aside_seconds
+
     def _measure_steady(self, now: _Moment) -> None:
         if self._steady_from is None:
             return
         start, interludes, samples = self._steady_from
         self.times.measured_samples = self._steady_before[0] + self._samples - samples
         self.times.measured_seconds = (
-            self._steady_before[1] + (now - start) - (self._interludes() - interludes)
+            self._steady_before[1] + (now - start) - (self._not_steady() - interludes)
         )
 
     def _update(self) -> None:
         self._charge()
         self.times.paused_seconds = self._paused_before + self.pauses.read()
         self.times.keeping_seconds = self._kept_before + self._set_aside_so_far()
+        self.times.compilations = self._compiled_before[0] + self.compiling.count
+        self.times.compile_seconds = self._compiled_before[1] + self.compiling.seconds
         if self._started is not None:
             self.times.execution_seconds = self._before + (self._now() - self._started)
             self.times.budget = self.timeline.read() if self._has_budget else None

@@ -108,6 +108,9 @@ class Times(Part):
         paused_seconds: For which the process was stopped, or held by a debugger; in no other part.
         keeping_seconds: For what hfbench does to be able to resume: checkpoints after the last step
             and on a stop, checksums; in no other part.
+        compile_seconds: Inside the training call: compiling, which is in no steady state; ``None``
+            in older results.
+        compilations: Graphs that were compiled there, forward and backward apart; the same.
         total_seconds: Set-up, execution, what follows it, pauses and keeping.
     """
 
@@ -123,6 +126,8 @@ class Times(Part):
     analysis_seconds: float = 0.0
     paused_seconds: float = 0.0
     keeping_seconds: float = 0.0
+    compile_seconds: float | None = None
+    compilations: int | None = None
     total_seconds: float
 
 

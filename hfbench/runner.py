@@ -22,6 +22,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from hfbench import hub, metrics, plots
 from hfbench.callbacks import LogFile, PatientTracker, StopOnSignal
 from hfbench.clock import Clock, reset_memory
+from hfbench.compiling import say_compilations
 from hfbench.data import ImageSplit
 from hfbench.environment import (
     check_machine,
@@ -194,6 +195,9 @@ def _run(
     if trainer.stopped:
         raise KeyboardInterrupt
     place.trained = True
+    late, seconds = clock.late_compilations()
+    if late:
+        logger.warning(say_compilations(late, seconds))
     if skipped := say_skipped(trainer.skipped_steps(), trainer.state.global_step):
         logger.warning(skipped)
     with clock.measure("final_save"):

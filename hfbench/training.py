@@ -201,6 +201,8 @@ class BenchTrainer(ResumableTrainer):
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train; what was changed for it alone is undone afterwards."""
         with self._while_training:
+            if self.args.torch_compile:
+                self._while_training.enter_context(self.clock.compiling.watch())
             try:
                 return super().train(*args, **kwargs)
             finally:

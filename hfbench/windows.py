@@ -249,7 +249,8 @@ class _Border:
 
     def __init__(self, trainer: BenchTrainer) -> None:
         synchronize(trainer.args.device)
-        self.seconds = time.perf_counter() - trainer.clock.pauses.read()
+        clock = trainer.clock
+        self.seconds = time.perf_counter() - clock.pauses.read() - clock.compiling.aside_seconds
         self.phase_seconds = trainer.clock.timeline.read()
 
 

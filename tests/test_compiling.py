@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from hfbench.ablation import ablate, warmup_steps_of
 from hfbench.ablation_plan import Plan, plan_ablation
@@ -15,7 +18,7 @@ from hfbench.doctor import examine
 from hfbench.recipe import Recipe
 from hfbench.runner import run_recipe
 from hfbench.techniques import is_compiled, not_compiled
-from hfbench.training import build_training_arguments
+from hfbench.training import BenchTrainer, build_training_arguments
 from hfbench.tune_windows import _small
 from hfbench.uses import find_uses
 from hfbench.windows import Bench, with_arguments
@@ -127,3 +130,54 @@ def test_doctor_really_compiles() -> None:
     (said,) = [item for item in advice if item.technique == "torch.compile"]
     assert said.in_recipe
     assert said.sentence.startswith("It is on")
+
+
+SLOW_SECONDS = 3.0  # of each compilation; all steps together take a tenth of it
+
+
+@pytest.fixture
+def slow_backend(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Return the name of a backend that takes its time, and changes nothing."""
+
+    def slow(graph: Any, inputs: Any, **_: Any) -> Any:
+        time.sleep(SLOW_SECONDS)
+        return graph.forward
+
+    torch._dynamo.lookup_backend("eager")  # loads it
+    monkeypatch.setitem(torch._dynamo.backends.registry._COMPILER_FNS, "eager", slow)
+    yield "eager"
+    torch.compiler.reset()
+
+
+def test_compiling_in_the_midst_of_training_is_no_steady_state(
+    slow_backend: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    # The last of the ten batches of an epoch has three images instead of five.
+    recipe = tiny_recipe(
+        torch_compile_backend=slow_backend, per_device_train_batch_size=5, eval_strategy="epoch"
+    )
+    result = run_recipe(recipe, tmp_path)
+    times, throughput = result.times, result.throughput
+    assert times.compilations is not None
+    assert times.compile_seconds is not None
+    assert times.compilations > 1
+    assert times.compile_seconds >= times.compilations * SLOW_SECONDS
+    assert times.execution_seconds > times.compile_seconds
+    assert 0 < throughput.measured_seconds < SLOW_SECONDS
+    assert "more after warm-up" in caplog.text
+    plain = run_recipe(tiny_recipe(max_steps=1), tmp_path)
+    assert (plain.times.compilations, plain.times.compile_seconds) == (0, 0.0)
+
+
+def test_window_leaves_compiling_out(slow_backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = tiny_recipe(torch_compile_backend=slow_backend)
+    step = BenchTrainer.training_step
+
+    def other_shape(self: BenchTrainer, model: Any, inputs: Any, *args: Any) -> Any:
+        if self.state.global_step == 4:
+            inputs = {name: value[:3] for name, value in inputs.items()}
+        return step(self, model, inputs, *args)
+
+    monkeypatch.setattr(BenchTrainer, "training_step", other_shape)
+    window = Bench(recipe).measure_window(4, 2)
+    assert window.seconds < SLOW_SECONDS
