@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 import torch
 
 from hfbench.doctor import examine
+from hfbench.emulation import float16_on_cpu
 from hfbench.errors import Interrupted
 from hfbench.loss_scale import LossScale, say_skipped
 from hfbench.recipe import Recipe
@@ -19,8 +22,17 @@ from hfbench.runner import run_recipe
 from hfbench.techniques import change
 from hfbench.windows import Bench
 from tests.builders import TIMM, TIMM_VIT, tiny_recipe, vit_config, write_model
-from tests.emulation import emulate_float16
 from tests.test_runner import interrupt_after
+
+
+@pytest.fixture
+def emulate() -> Iterator[Callable[..., list[torch.amp.GradScaler]]]:
+    """Return a function that lets float16 train on this CPU; it may be given a first scale."""
+    with ExitStack() as stack:
+        yield lambda *scale: stack.enter_context(float16_on_cpu(*scale))
+
+
+Emulate = Callable[..., list[torch.amp.GradScaler]]
 
 
 def recipe_of(model: str, folder: Path, **training_args: object) -> Recipe:
@@ -33,9 +45,9 @@ def recipe_of(model: str, folder: Path, **training_args: object) -> Recipe:
 @pytest.mark.parametrize("optim", ["adamw_torch", "adamw_torch_fused", "sgd"])
 @pytest.mark.parametrize("model", ["vit", TIMM, TIMM_VIT])
 def test_doctor_examines_and_finds_accumulation_right(
-    model: str, optim: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    model: str, optim: str, emulate: Emulate, tmp_path: Path
 ) -> None:
-    emulate_float16(monkeypatch)
+    emulate()
     recipe = recipe_of(model, tmp_path, optim=optim, gradient_accumulation_steps=2)
     found = examine(recipe, seconds=2)
     assert found.precision == "fp16"
@@ -45,9 +57,9 @@ def test_doctor_examines_and_finds_accumulation_right(
 
 
 def test_wrong_accumulation_is_found_in_float16_too(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    emulate: Emulate, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    emulate_float16(monkeypatch)
+    emulate()
 
     def summed(label_smoothing: float) -> object:
         def loss(outputs: dict[str, torch.Tensor], labels: torch.Tensor, **_: object) -> object:
@@ -62,10 +74,13 @@ def test_wrong_accumulation_is_found_in_float16_too(
 
 
 def test_skipped_steps_are_counted_and_logged(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    emulate: Emulate,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(logging.getLogger("hfbench"), "propagate", True)
-    made = emulate_float16(monkeypatch, scale=2.0**40)  # nothing but 0 stays finite
+    made = emulate(2.0**40)  # nothing but 0 stays finite
     for optim in ("adamw_torch", "adamw_torch_fused"):
         result = run_recipe(recipe_of("vit", tmp_path, optim=optim), tmp_path / optim)
         scaler = made[-1]
@@ -82,9 +97,9 @@ def test_skipped_steps_are_counted_and_logged(
 
 
 def test_skipped_steps_of_all_sessions_are_counted(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    emulate: Emulate, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    emulate_float16(monkeypatch, scale=2.0**40)
+    emulate(2.0**40)
     recipe = recipe_of("vit", tmp_path, save_strategy="steps", save_steps=4)
     whole = run_recipe(recipe, tmp_path / "whole")
     with monkeypatch.context() as patch:
@@ -98,10 +113,8 @@ def test_skipped_steps_of_all_sessions_are_counted(
     assert resumed.predictions_sha256 == whole.predictions_sha256
 
 
-def test_window_begins_when_the_scale_has_settled(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    emulate_float16(monkeypatch, scale=2.0**24)
+def test_window_begins_when_the_scale_has_settled(emulate: Emulate, tmp_path: Path) -> None:
+    emulate(2.0**24)
     recipe = recipe_of("vit", tmp_path)
     bench = Bench(recipe)
     window = bench.measure_window(3, 2)
