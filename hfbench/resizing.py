@@ -51,6 +51,7 @@ def resize_exactly(
             images = wide.view(count, channels, height, size[1])
         # The product below leaves its axes as they are: here the layout is changed for less.
         levels = images.permute(0, 2, 3, 1).flatten(2) if channels_last else images.flatten(0, 1)
+        levels = levels.contiguous()
         if height != size[0]:
             parts = _parts(height, size[0], interpolation, images.device)
             columns = _with_ones(levels, (0, 0, 0, 1))

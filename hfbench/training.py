@@ -178,8 +178,9 @@ class BenchTrainer(ResumableTrainer):
     ) -> None:
         super().__init__(**kwargs)
         ask_once_for_lomo()
-        # A copy: the loader's own stays on the host.
+        # A copy: the loader's own stays on the host, and gives float32.
         self.preprocessing = copy.deepcopy(preprocessing).to(self.args.device)
+        self.preprocessing.dtype = requested_dtype  # the model would round to it at once
         self.clock = clock
         self.requested_dtype = requested_dtype
         self.seen_dtype: torch.dtype | None = None
