@@ -66,6 +66,7 @@ class Preprocessing(nn.Module):
     # What does not depend on the batch; moves with the module.
     offsets: Tensor  # of the streams of the augmentation, two an entry
     mixing_offsets: Tensor
+    partner_offsets: Tensor
     grey: Tensor  # uint8, (1, C, 1, 1): the mean in grey levels
     mean: Tensor  # (1, C, 1, 1), of 255
     scale: Tensor
@@ -105,6 +106,7 @@ class Preprocessing(nn.Module):
         for name, value in {
             "offsets": stream_offsets(seed, streams),
             "mixing_offsets": stream_offsets(seed, [_CHOICE, _SHARE, _ROW, _COLUMN]),
+            "partner_offsets": stream_offsets(seed, [_PARTNER]),
             "grey": mean.round().clamp(0, 255).to(torch.uint8).view(1, -1, 1, 1),
             "mean": mean.view(1, -1, 1, 1),
             "scale": scale.view(1, -1, 1, 1),
@@ -151,8 +153,9 @@ class Preprocessing(nn.Module):
             int64, (N,): sample numbers of the same epoch, so that a partner is augmented as it is
             by itself.
         """
-        number = draw(sample, stream_offsets(self.seed, [_PARTNER]))[0].double()
-        return sample - sample % length + (number * length).long()
+        # In whole numbers, exact for any length: not every device has float64.
+        number = (draw(sample, self.partner_offsets)[0] * 2**24).long()
+        return sample - sample % length + ((number * length) >> 24)
 
     def mixed_labels(
         self,
