@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help quickstart test campaign lint type docs clean
+.PHONY: help quickstart test gpu campaign lint type docs clean
 
 help:  ## Show what can be made
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -15,6 +15,10 @@ quickstart: $(VENV)/.installed  ## Install, train on the embedded data with and 
 
 test: $(VENV)/.installed-test  ## Install with the test extra and run the test suite; PYTEST_ARGS are passed on
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+gpu: $(VENV)/.installed-test  ## Try what only a GPU can show, in five minutes; writes selftest.json, to attach to a report of a fault
+	@status=0; $(BIN)/hfbench selftest || status=$$?; \
+	$(BIN)/python -m pytest -m gpu --numprocesses=0 $(PYTEST_ARGS) || status=$$?; exit $$status
 
 campaign: $(VENV)/.installed-test  ## Kill, damage, drift and misuse at random; some ten minutes each, PYTEST_ARGS are passed on
 	$(BIN)/python -m pytest -m campaign --numprocesses=0 $(PYTEST_ARGS) tests/campaigns

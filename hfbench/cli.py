@@ -18,6 +18,7 @@ from typing import Annotated, NoReturn, TextIO
 import typer
 
 from hfbench.cli_options import AsJson, OutputDir, Overrides, print_json, say, show, uncollected
+from hfbench.cli_selftest import selftesting
 from hfbench.cli_studies import studies
 from hfbench.cli_tune import tuning
 from hfbench.errors import HfbenchError, Interrupted
@@ -40,7 +41,14 @@ app = typer.Typer(
     epilog="Several GPUs: accelerate launch --multi_gpu --num_processes 2 -m hfbench recipe RECIPE",
 )
 _PATIENCE_SECONDS = 10
-_OF_ALL_PROCESSES = ("recipe", "suite", "tune", "ablate", "doctor")  # the last four refuse several
+_OF_ALL_PROCESSES = (
+    "recipe",
+    "suite",
+    "tune",
+    "ablate",
+    "doctor",
+    "selftest",
+)  # the last five refuse several
 
 
 def main() -> None:
@@ -181,6 +189,7 @@ def recipe_command(
 
 app.add_typer(studies)
 app.add_typer(tuning)
+app.add_typer(selftesting)
 
 
 @app.command("list")

@@ -43,13 +43,16 @@ class ImageSplit:
     _copies: dict[torch.device, Tensor] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
+    _label_copies: dict[torch.device, Tensor] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getstate__(self) -> dict[str, object]:
         # A worker that is started anew gets no memory of an accelerator.
-        return {**self.__dict__, "_copies": {}}
+        return {**self.__dict__, "_copies": {}, "_label_copies": {}}
 
     def images_on(self, device: torch.device) -> Tensor | None:
         """Return the images in a device's memory, copied once; ``None`` if they are too many.
@@ -64,9 +67,18 @@ class ImageSplit:
             self._copies[device] = self.images.to(device)
         return self._copies[device]
 
+    def labels_on(self, device: torch.device) -> Tensor:
+        """Return the labels in a device's memory, copied once."""
+        if device == self.labels.device:
+            return self.labels
+        if device not in self._label_copies:
+            self._label_copies[device] = self.labels.to(device)
+        return self._label_copies[device]
+
     def leave_devices(self) -> None:
-        """Give back the memory that the images take up on accelerators."""
+        """Give back the memory that the images and labels take up on accelerators."""
         self._copies.clear()
+        self._label_copies.clear()
 
     def subset(self, count: int | None, seed: int) -> ImageSplit:
         """Take a class-balanced subset; all of it if `count` is ``None`` or larger."""
@@ -130,62 +142,67 @@ class ImageBatches(torch.utils.data.Dataset[dict[str, Tensor]]):
     def __getitems__(self, samples: list[int]) -> dict[str, Tensor]:
         """Return a batch.
 
-        Always ``labels``, int64 (N,); where images are mixed, ``mixed_labels`` too, float32 (N, C).
-        On the host, ``pixel_values`` ready for the model. For the device, uint8 ``pixel_values``
-        or, of images that lie there, ``index``, int64 (N,); to augment, ``sample`` too, and to mix,
-        ``partner_sample`` and ``partner_pixel_values``.
+        Of images that lie on the device, the numbers alone, int64 (N,), which `gather` takes:
+        ``sample`` of those that are trained on, else ``index``. Otherwise ``labels``, int64 (N,),
+        and, where images are mixed, ``mixed_labels``, float32 (N, C); on the host,
+        ``pixel_values`` ready for the model; for the device, uint8 ``pixel_values``, to augment,
+        ``sample`` too, and to mix, ``partner_sample`` and ``partner_pixel_values``.
         """
         sample = torch.tensor(samples, dtype=torch.int64)
-        index = sample % len(self.split)
-        labels = self.split.labels.index_select(0, index)
-        batch = {"labels": labels}
-        numbers = {"sample": sample} if self.augment else {}
-        if self.augment and self.preprocessing.mixes:
-            partner = self.preprocessing.partners(sample, len(self.split))
-            numbers["partner_sample"] = partner
-            batch["mixed_labels"] = self._mixed_labels(labels, sample, partner)
         if self.device is not None:
-            return batch | numbers | {"index": index}
-        pixels = self._gather(self.split.images, index, numbers.get("partner_sample"))
-        if self.location == "device":
-            return pixels | batch | numbers
-        images, other = pixels["pixel_values"], pixels.get("partner_pixel_values")
-        prepared = self.preprocessing(images, partner=other, **numbers)
-        return {"pixel_values": prepared} | batch
+            return {"sample" if self.augment else "index": sample}
+        batch = self._gather(sample, self.preprocessing, self.split.images, self.split.labels)
+        if self.location == "host":
+            batch["pixel_values"] = self.preprocessing(
+                batch["pixel_values"],
+                batch.pop("sample", None),
+                batch.pop("partner_pixel_values", None),
+                batch.pop("partner_sample", None),
+            )
+        return batch
 
     def __getitem__(self, sample: int) -> dict[str, Tensor]:
         return {name: value[0] for name, value in self.__getitems__([sample]).items()}
 
-    def gather(self, index: Tensor, partner_sample: Tensor | None = None) -> dict[str, Tensor]:
-        """Take images out of the device's memory.
+    def gather(self, sample: Tensor, preprocessing: Preprocessing) -> dict[str, Tensor]:
+        """Take a batch out of the device's memory: all of it but the numbers is there already.
 
         Args:
-            index: int64, (N,), as in a batch, on the device.
-            partner_sample: The same.
+            sample: int64, (N,), as in a batch, on the device.
+            preprocessing: The trainer's, which is there too.
 
         Returns:
-            uint8 ``pixel_values``, (N, 3, H, W), and ``partner_pixel_values`` of partners.
+            What `__getitems__` serves for the device of images that do not lie there.
         """
-        images = self.split.images_on(index.device)
+        images = self.split.images_on(sample.device)
         if images is None:
-            raise RuntimeError(f"The images do not lie on {index.device}.")
-        return self._gather(images, index, partner_sample)
+            raise RuntimeError(f"The images do not lie on {sample.device}.")
+        return self._gather(sample, preprocessing, images, self.split.labels_on(sample.device))
 
     def _gather(
-        self, images: Tensor, index: Tensor, partner_sample: Tensor | None
+        self, sample: Tensor, preprocessing: Preprocessing, images: Tensor, labels: Tensor
     ) -> dict[str, Tensor]:
+        length = len(self.split)
+        index = sample % length
+        own = labels.index_select(0, index)
         # Not by indexing, which is 15 times as slow (32 images of 32 px, one thread).
-        pixels = {"pixel_values": images.index_select(0, index)}
-        if partner_sample is not None:
-            partner = partner_sample % len(self.split)
-            pixels["partner_pixel_values"] = images.index_select(0, partner)
-        return pixels
-
-    def _mixed_labels(self, labels: Tensor, sample: Tensor, partner: Tensor) -> Tensor:
-        other = self.split.labels.index_select(0, partner % len(self.split))
-        height, width = self.split.images.shape[-2:]
-        classes = len(self.split.label_names)
-        return self.preprocessing.mixed_labels(labels, other, sample, (height, width), classes)
+        batch = {"pixel_values": images.index_select(0, index), "labels": own}
+        if not self.augment:
+            return batch
+        batch["sample"] = sample
+        if preprocessing.mixes:
+            partner = preprocessing.partners(sample, length)
+            other = partner % length
+            batch["partner_sample"] = partner
+            batch["partner_pixel_values"] = images.index_select(0, other)
+            batch["mixed_labels"] = preprocessing.mixed_labels(
+                own,
+                labels.index_select(0, other),
+                sample,
+                (images.shape[2], images.shape[3]),
+                len(self.split.label_names),
+            )
+        return batch
 
 
 def balanced_subset(labels: np.ndarray, count: int | None, seed: int) -> np.ndarray:

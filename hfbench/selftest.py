@@ -443,7 +443,7 @@ def check_processes(ground: Ground) -> str:
     if ground.is_gpu and torch.accelerator.device_count() < 2:
         raise NotHereError("there is one GPU")
     recipe = ground.folder / "selftest.json"
-    changes = {} if ground.is_gpu else {"use_cpu": True}
+    changes: dict[str, Any] = {} if ground.is_gpu else {"use_cpu": True}
     content = small_recipe(ground, **changes)
     recipe.write_text(json.dumps(content.as_json()), "utf-8")
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
@@ -495,4 +495,3 @@ def _probabilities(result: Result) -> np.ndarray:
 
 def _distance(one: np.ndarray, two: np.ndarray) -> float:
     return float(np.abs(one - two).max())
-

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.state import AcceleratorState
+from accelerate.utils import find_batch_size
 from torch import Tensor
 from transformers import PrinterCallback
 
@@ -82,7 +83,7 @@ class Sides:
     @property
     def batch_size(self) -> int:
         """Images of a batch."""
-        return len(self._host["labels"])
+        return int(find_batch_size(self._host))
 
     @property
     def could_fuse(self) -> bool:
@@ -264,7 +265,7 @@ class Sides:
 
     def _accumulate(self) -> None:
         trainer = self.trainer
-        items = sum(len(batch["labels"]) for batch in self._device)
+        items = sum(map(find_batch_size, self._device))
         trainer.accelerator.gradient_state._set_sync_gradients(True)
         for batch in self._device:
             trainer.training_step(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import find_batch_size
 from torch import Tensor, nn
 from transformers import (
     EvalPrediction,
@@ -180,8 +181,9 @@ class BenchTrainer(ResumableTrainer):
     ) -> None:
         super().__init__(**kwargs)
         ask_once_for_lomo()
-        # A copy: the loader's own stays on the host.
+        # A copy: the loader's own stays on the host, and gives float32.
         self.preprocessing = copy.deepcopy(preprocessing).to(self.args.device)
+        self.preprocessing.dtype = requested_dtype  # the model would round to it at once
         self.clock = clock
         self.requested_dtype = requested_dtype
         self.seen_dtype: torch.dtype | None = None
@@ -247,25 +249,28 @@ class BenchTrainer(ResumableTrainer):
         self.clock.wait_for_data()
         with self.clock.measure("data_wait"):
             batches, items = super().get_batch_samples(*args, **kwargs)
-        self.clock.count_samples(sum(len(batch["labels"]) for batch in batches))
+        self.clock.count_samples(sum(map(find_batch_size, batches)))
         self.clock.timeline.enter("overhead")
         return batches, items
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
-        # Each image has its label: to look for those to ignore takes a third of fetching a batch.
-        if self.args.world_size > 1 or not batch_samples:
-            return super()._get_num_items_in_batch(batch_samples, device)
-        return sum(len(batch["labels"]) for batch in batch_samples)
+        # Each image has its label: to look for those to ignore takes a third of fetching a batch,
+        # and labels may be on the device alone.
+        images = [find_batch_size(batch) for batch in batch_samples]
+        if self.args.world_size > 1:
+            stand_ins = [{"labels": torch.zeros(count, device=device)} for count in images]
+            return super()._get_num_items_in_batch(stand_ins, device)
+        return sum(images) if images else None
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         prepared: dict[str, Any] = super()._prepare_inputs(inputs)
-        if "index" in prepared:
+        if "pixel_values" not in prepared:
             self.clock.timeline.enter("preprocessing")
             # Only what is trained on has sample numbers.
             loader: Any = self.callback_handler.eval_dataloader
             source: Any = self.train_dataset if "sample" in prepared else loader.dataset
-            pixels = source.gather(prepared.pop("index"), prepared.get("partner_sample"))
-            prepared.update(pixels)
+            (numbers,) = prepared.values()
+            prepared = source.gather(numbers, self.preprocessing)
         if prepared["pixel_values"].dtype == torch.uint8:
             self.clock.timeline.enter("preprocessing")
             prepared["pixel_values"] = self.preprocessing(
@@ -329,6 +334,21 @@ class BenchTrainer(ResumableTrainer):
             self.clock.timeline.whole("evaluation"),
         ):
             return super().evaluate(*args, **kwargs)
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        """Prepare the batch before Trainer looks for labels in it."""
+        cudnn, parts = torch.backends.cudnn, self.args.world_size
+        whole = self.args.eval_batch_size // (parts if self.accelerator.split_batches else 1)
+        benchmark = cudnn.benchmark
+        # To time each convolution's algorithms for the one batch of what is left does not pay.
+        cudnn.benchmark = benchmark and find_batch_size(inputs) >= whole
+        try:
+            prepared = self._prepare_inputs(inputs)
+            return super().prediction_step(model, prepared, *args, **kwargs)
+        finally:
+            cudnn.benchmark = benchmark
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Keep the newest predictions: the last evaluation of training is the final one."""

@@ -766,19 +766,40 @@ def test_partner_does_not_depend_on_the_rest_of_the_batch() -> None:
             assert torch.equal(value[0], whole[name][place])
 
 
-def test_resident_images_are_named_by_number_and_gathered() -> None:
+@pytest.mark.parametrize("augment", [True, False])
+def test_of_resident_images_a_batch_is_one_tensor_of_numbers(augment: bool) -> None:
     preprocessing = Preprocessing(
-        Normalization(2, "bilinear", (0.5,) * 3, (0.25,) * 3), ["mixup"], seed=0
+        Normalization(2, "bilinear", (0.5,) * 3, (0.25,) * 3), ["mixup", "cutmix"], seed=0
     )
-    served = ImageBatches(numbered(5), preprocessing, "device", True, torch.device("cpu"))
-    batch = served.__getitems__([5 + 3, 1])
-    elsewhere = ImageBatches(numbered(5), preprocessing, "device", True).__getitems__([5 + 3, 1])
+    samples = [5 + 3, 1] if augment else [3, 1]
+    there = torch.device("cpu")
+    served = ImageBatches(numbered(5), preprocessing, "device", augment, there)
+    elsewhere = ImageBatches(numbered(5), preprocessing, "device", augment).__getitems__(samples)
 
-    assert "pixel_values" not in batch
-    assert batch["index"].tolist() == [3, 1]
-    pixels = served.gather(batch["index"], batch["partner_sample"])
-    for name in ("pixel_values", "partner_pixel_values"):
-        assert torch.equal(pixels[name], elsewhere[name])
+    (numbers,) = served.__getitems__(samples).values()
+    assert numbers.tolist() == samples
+    gathered = served.gather(numbers, preprocessing)
+    assert gathered.keys() == elsewhere.keys()
+    for name, value in elsewhere.items():
+        assert torch.equal(gathered[name], value)
+
+
+@pytest.mark.parametrize("augmentation", [[], ["mixup", "cutmix"]])
+def test_batch_is_put_together_on_the_device_without_waiting_for_it(
+    augmentation: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # On the meta device nothing is computed: a value that is asked for is an error.
+    split, device = numbered(5), torch.device("meta")
+    monkeypatch.setattr("hfbench.data._free_memory", lambda device: 10**6)
+    normalization = Normalization(2, "bilinear", (0.5,) * 3, (0.25,) * 3)
+    preprocessing = Preprocessing(normalization, augmentation, seed=0)
+    served = ImageBatches(split, preprocessing, "device", True, device)
+
+    (numbers,) = served.__getitems__([5 + 3, 1]).values()
+    batch = served.gather(numbers.to(device), preprocessing.to(device))
+    assert {value.device for value in batch.values()} == {device}
+    assert split.labels_on(device) is split.labels_on(device)
+    assert pickle.loads(pickle.dumps(split))._label_copies == {}
 
 
 def test_images_that_do_not_fit_stay_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from hfbench.augmentation import random_crop, random_horizontal_flip, uniform
 from hfbench.data import ImageBatches, ImageSplit
 from hfbench.preprocessing import Normalization, Preprocessing
 from hfbench.recipe import DatasetSection
+from hfbench.settings import tf32_set
 from hfbench.sources import load_splits
 from hfbench.switches import observe_switches
 from hfbench.training import BenchTrainer
@@ -413,17 +414,23 @@ def test_no_step_has_to_wait_for_what_a_device_computed(memory_format: Any) -> N
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 @pytest.mark.parametrize("augmentation", [[], ALL])
-@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-def test_gpu_is_within_one_grey_level(augmentation: list[str], interpolation: str) -> None:
+@pytest.mark.parametrize("memory_format", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("size", [24, 48, 224])
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic"])
+def test_gpu_gives_the_values_of_a_cpu_bit_for_bit(
+    augmentation: list[str], interpolation: str, size: int, memory_format: Any
+) -> None:
     images, sample = noise(64, 32, 32), torch.arange(64) + 50_000
-    as_they_are = Normalization(48, interpolation, (0.0,) * 3, (1 / 255,) * 3)
-    module = Preprocessing(as_they_are, augmentation, 0)
+    normalization = Normalization(size, interpolation, *IMAGENET)
+    module = Preprocessing(normalization, augmentation, 0, memory_format)
     partners = module.partners(sample, 64)
     arguments = (images, sample, images[partners % 64], partners)
     on_cpu = module(*arguments)
 
-    on_gpu = module.cuda()(*(value.cuda() for value in arguments)).cpu()
-    assert (on_gpu - on_cpu).abs().max() < 1.001
+    with tf32_set(True), torch.autocast("cuda", torch.float16):
+        on_gpu = module.cuda()(*(value.cuda() for value in arguments))
+    assert torch.equal(on_gpu.cpu(), on_cpu)
+    assert on_gpu.stride() == on_cpu.stride()
 
 
 # --- mixing ---

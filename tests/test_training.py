@@ -720,3 +720,20 @@ def test_accelerate_looks_for_a_package_once(vit: Path, tmp_path: Path) -> None:
     asked = accelerate.optimizer.is_lomo_available.cache_info().misses
     accelerate.optimizer.is_lomo_available()
     assert accelerate.optimizer.is_lomo_available.cache_info().misses == asked == 1
+
+
+def test_evaluation_times_no_algorithms_for_the_rest_of_the_images(
+    vit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tiny_recipe(vit, pretrained=True, dataset={"max_eval_samples": 50})
+    trainer = make_trainer(recipe, tmp_path)
+    seen = []
+
+    def see(module: Any, arguments: Any, named: Any) -> None:
+        seen.append((len(named["pixel_values"]), torch.backends.cudnn.benchmark))
+
+    trainer.model.register_forward_pre_hook(see, with_kwargs=True)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    trainer.evaluate()
+    assert torch.backends.cudnn.benchmark
+    assert seen == [(20, True), (20, True), (10, False)]
