@@ -44,8 +44,8 @@ SELFTEST_VERSION = 1
 
 _CONVOLUTIONAL = "timm/test_resnet.r160_in1k"  # 0.4 million parameters, with batch norm
 _TRANSFORMER = "timm/test_vit.r160_in1k"  # the same without
-# A batch that no GPU holds, though the host does: 200 GiB of pixels, before any activation.
-_TOO_LARGE = {"images": 4096, "size": 2048}
+# A batch that no GPU holds: each image takes two gigabytes of this model's activations.
+_LARGE_MODEL, _MANY_IMAGES, _LARGE_SIZE = "timm/resnet50.a1_in1k", 1024, 1024
 _WITHIN = 0.02  # of each other: what the device's events and the host's clock say of a run
 
 
@@ -364,10 +364,11 @@ def check_out_of_memory(ground: Ground) -> str:
     many: dict[str, Any] = {}
     if ground.is_gpu:
         many = {
-            "per_device_train_batch_size": _TOO_LARGE["images"],
-            "image_size": _TOO_LARGE["size"],
+            "model": _LARGE_MODEL,
+            "per_device_train_batch_size": _MANY_IMAGES,
+            "image_size": _LARGE_SIZE,
             "location": "device",
-            "dataset": {"name_or_path": "synthetic", "max_train_samples": _TOO_LARGE["images"]},
+            "dataset": {"max_train_samples": _MANY_IMAGES},
         }
     too_large = small_recipe(ground, **many)
     original = BenchTrainer.training_step
