@@ -28,7 +28,7 @@ CURVES_FILE = "curves.png"
 CONFUSION_FILE = "confusion.png"
 
 TIMED_DEVICES = ("cuda", "xpu")  # whose streams can be given timed events
-_LARGEST_NUMBER = 1e30
+_LARGEST_NUMBER = 1e300
 
 
 class Part(BaseModel):
