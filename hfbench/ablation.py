@@ -32,14 +32,15 @@ from hfbench.ablation_result import (
 from hfbench.environment import describe_environment
 from hfbench.errors import DeviceError, HfbenchError, Interrupted, first_line
 from hfbench.failures import is_out_of_memory
-from hfbench.parity import CHECK_STEPS, FirstLoss, check_first_loss, precision_of
+from hfbench.parity import CHECK_STEPS, check_first_loss, precision_of
 from hfbench.rechecking import output_folder, recheck
 from hfbench.recipe import Recipe
 from hfbench.result import write_json
 from hfbench.runner import find_unwritable
 from hfbench.settings import alone, quick_collections
 from hfbench.techniques import is_compiled
-from hfbench.windows import Bench, Window
+from hfbench.window import FirstLoss, Window
+from hfbench.windows import Bench
 
 ROUNDS = 5
 

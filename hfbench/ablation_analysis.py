@@ -9,11 +9,11 @@ from typing import Any
 
 from hfbench.ablation_gains import Gains
 from hfbench.ablation_plan import ALL, NONE, Configuration, Plan
-from hfbench.ablation_result import Contribution, Measured, Ratio, Row
-from hfbench.parity import FirstLoss
+from hfbench.ablation_result import Contribution, Measured, Row
+from hfbench.ratio import Ratio
 from hfbench.recipe import Recipe
 from hfbench.verdict import FASTER, SLOWER, UNDECIDED
-from hfbench.windows import Window
+from hfbench.window import FirstLoss, Window
 
 BASELINE = "baseline"
 FAILED = "failed"

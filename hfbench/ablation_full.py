@@ -25,13 +25,13 @@ from hfbench.ablation_result import (
     Accuracy,
     FullRun,
     NotMeasured,
-    Ratio,
     Row,
     load_ablation,
     make_ablation_folder,
 )
 from hfbench.comparison import compare
 from hfbench.errors import ComparisonError, ResultError, first_line
+from hfbench.ratio import Ratio
 from hfbench.result import Result, write_json
 from hfbench.verdict import WORSE
 

@@ -9,8 +9,9 @@ import numpy as np
 from scipy import stats
 
 from hfbench.ablation_plan import ALL, NONE, Attribution, Plan
-from hfbench.ablation_result import Contribution, Measured, Ratio
+from hfbench.ablation_result import Contribution, Measured
 from hfbench.intervals import LEVEL, Interval, exponential, holm, mean_interval
+from hfbench.ratio import Ratio
 
 Speeds = Mapping[tuple[int, str], float]  # of each round and configuration, more is faster
 _Contrast = tuple[tuple[str, int], ...]  # configurations and the powers that they are taken to

@@ -12,58 +12,17 @@ from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
 from hfbench.bounds import parse_json, read_text
 from hfbench.environment import Environment
 from hfbench.errors import ResultError
-from hfbench.intervals import LEVEL, Interval
-from hfbench.parity import FirstLoss
+from hfbench.ratio import Ratio
 from hfbench.recipe import Recipe, local_path
-from hfbench.verdict import NO_DIFFERENCE, judge_speed
-from hfbench.windows import Window
+from hfbench.window import FirstLoss, Window
 
 ABLATION_VERSION = 1
 ABLATIONS_FOLDER = "ablations"
 ABLATION_FILE = "ablation.json"
 
-_LARGE = 100  # an interval that goes farther says nothing
-
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Ratio(_Part):
-    """How many times as fast, with its 95 % interval; above 1 is faster.
-
-    Attributes:
-        value: Geometric mean over the rounds.
-        low: Lower end; ``None`` from a single round.
-        high: Upper end.
-        rounds: That it was measured in.
-        p: That it is 1, two-sided, adjusted for all ratios that were looked at together; ``None``
-            from a single round, or if it was looked at by itself.
-    """
-
-    value: float
-    low: float | None
-    high: float | None
-    rounds: int
-    p: float | None = None
-
-    @property
-    def interval(self) -> Interval:
-        """The same without the number of rounds."""
-        return Interval(self.value, self.low, self.high)
-
-    @property
-    def verdict(self) -> str:
-        """``faster`` or ``slower`` if that is shown; from a single round ``undecided``."""
-        if self.p is not None and self.p > 1 - LEVEL:
-            return NO_DIFFERENCE
-        return judge_speed(self.interval)
-
-    def __str__(self) -> str:
-        if self.low is None or self.high is None:
-            return f"{self.value:.2f}×"
-        high = f"{self.high:.2f}" if self.high < _LARGE else f">{_LARGE}"
-        return f"{self.value:.2f}× [{self.low:.2f}, {high}]"
 
 
 class Measured(_Part):

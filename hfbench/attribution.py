@@ -4,14 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from hfbench.environment import environment_differences
-from hfbench.errors import ResultError
+from pydantic import BaseModel
+
+from hfbench.bounds import parse_json, read_text
+from hfbench.environment import Environment, environment_differences
+from hfbench.ratio import Ratio
+from hfbench.recipe import Recipe
 from hfbench.result import Result
 
-if TYPE_CHECKING:
-    from hfbench.ablation_result import Ablation
+
+class _Contribution(BaseModel):
+    """What an ablation says of one technique."""
+
+    technique: str
+    alone: Ratio | None
+    with_others: Ratio | None
+
+
+class _Ablation(BaseModel):
+    """What is needed of an ``ablation.json``; all of it is in its own schema."""
+
+    created_at: str
+    recipe: Recipe
+    environment: Environment
+    full: bool = False
+    finished_rounds: int
+    steps: int | None
+    contributions: list[_Contribution]
 
 
 def say_attribution(runs: Sequence[Result]) -> str | None:
@@ -36,24 +56,21 @@ def say_attribution(runs: Sequence[Result]) -> str | None:
     return None
 
 
-def _read(file: Path) -> Ablation | None:
-    # It imports torch, which a comparison of runs does without.
-    from hfbench.ablation_result import load_ablation
-
+def _read(file: Path) -> _Ablation | None:
     try:
-        return load_ablation(file)
-    except ResultError:
+        return _Ablation.model_validate(parse_json(read_text(file)))
+    except (OSError, ValueError):
         return None  # it adds to a verdict that stands without it
 
 
-def _is_of(found: Ablation, run: Result) -> bool:
+def _is_of(found: _Ablation, run: Result) -> bool:
     return (
         found.recipe.digest_but_seed() == run.recipe.digest_but_seed()
         and not environment_differences(found.environment, run.environment)
     )
 
 
-def _say(found: Ablation) -> str | None:
+def _say(found: _Ablation) -> str | None:
     gains = [
         f"{item.technique} alone {item.alone}"
         for item in found.contributions

@@ -72,11 +72,10 @@ def measure_and_show(
     """Measure short windows, and print what they say."""
     from hfbench.ablation import ROUNDS, Observer, ablate
     from hfbench.ablation_plan import Configuration, Plan
-    from hfbench.parity import FirstLoss
     from hfbench.quantities import duration
     from hfbench.tables_ablation import ablation_tables, plan_table
     from hfbench.techniques import COMPILE
-    from hfbench.windows import Window
+    from hfbench.window import FirstLoss, Window
 
     class Tell(Observer):
         def planned(self, plan: Plan, steps: int, rounds: int, seconds: float) -> None:

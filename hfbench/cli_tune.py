@@ -16,7 +16,7 @@ from hfbench.launched import check_alone
 if TYPE_CHECKING:
     from hfbench.tune_result import Trial, Tuning
     from hfbench.tune_search import Observer
-    from hfbench.windows import Window
+    from hfbench.window import Window
 
 tuning = typer.Typer()
 

@@ -13,13 +13,13 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import nn
 
 from hfbench.data import ImageBatches
 from hfbench.recipe import Recipe
 from hfbench.settings import tf32_set
 from hfbench.training import EpochSampler
+from hfbench.window import FirstLoss
 from hfbench.windows import Bench, turn_off_dropout
 
 # Half the distance from 1 to the next number: IEEE 754 (2019); NVIDIA A100 whitepaper for TF32;
@@ -31,28 +31,6 @@ _LARGEST = 0.7  # two micro-batches that are not averaged are off by 1
 _DRAWS = 8
 CHECK_STEPS = 1 + (2 + _DRAWS) / 3  # what a check takes in steps; a forward pass is a third
 _SAFETY = 8.0  # Student's t with as many degrees of freedom exceeds it once in 20,000 times
-
-
-class FirstLoss(BaseModel):
-    """The first loss of one configuration against what it should be.
-
-    Attributes:
-        expected: By a plain loop in fp32 over the same images and micro-batches; ``None`` if it
-            cannot be told.
-        found: By the trainer; ``None`` if it was not finite.
-        tolerance: How far apart they may be, relative, or absolute where `expected` is below 1;
-            ``None`` without `expected`.
-        problem: A sentence if they are further apart, or if `expected` cannot be told.
-        flagged: Whether they are further apart.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    expected: float | None
-    found: float | None
-    tolerance: float | None
-    problem: str | None
-    flagged: bool
 
 
 def check_first_loss(bench: Bench, recipe: Recipe, precision: str) -> FirstLoss:

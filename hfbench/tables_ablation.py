@@ -9,8 +9,9 @@ from rich.table import Table
 from rich.text import Text
 
 from hfbench.ablation_plan import Plan
-from hfbench.ablation_result import Ablation, NotMeasured, Ratio, Row
+from hfbench.ablation_result import Ablation, NotMeasured, Row
 from hfbench.quantities import percent
+from hfbench.ratio import Ratio
 from hfbench.tables import PlainTable
 from hfbench.verdict import FASTER, SLOWER
 

@@ -6,8 +6,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from hfbench.ablation_result import Ratio
 from hfbench.quantities import duration
+from hfbench.ratio import Ratio
 from hfbench.tables import PlainTable
 from hfbench.tune_plan import ROUNDING, SAME_NUMBERS
 from hfbench.tune_result import Trial, Tuning

@@ -6,12 +6,12 @@ import math
 from collections.abc import Sequence
 from statistics import fmean
 
-from hfbench.ablation_result import Ratio
 from hfbench.intervals import ratio_interval
+from hfbench.ratio import Ratio
 from hfbench.tune_memory import peak_mib
 from hfbench.tune_result import Measured, Trial
 from hfbench.verdict import FASTER, SLOWER, judge_speed
-from hfbench.windows import Window
+from hfbench.window import Window
 
 
 def ratio_of(windows: Sequence[Measured]) -> Ratio | None:

@@ -25,7 +25,8 @@ from hfbench.tune_plan import ROUNDING
 from hfbench.tune_result import EVALUATION, Measured, Trial
 from hfbench.tune_search import Search
 from hfbench.tune_windows import BLOCK
-from hfbench.windows import Bench, Window, release_memory, with_arguments, without_files
+from hfbench.window import Window
+from hfbench.windows import Bench, release_memory, with_arguments, without_files
 
 Evaluate = Callable[[int, Recipe], Window]  # test images, recipe
 

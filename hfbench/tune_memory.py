@@ -6,7 +6,7 @@ from pathlib import Path
 
 import psutil
 
-from hfbench.windows import Window
+from hfbench.window import Window
 
 _RESERVE = 0.1  # of the memory that is free, for everything else on the machine
 _MARGIN = 1.2  # on the growth: allocators do not grow evenly

@@ -7,12 +7,12 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from hfbench.ablation_result import Ratio
 from hfbench.environment import Environment
 from hfbench.errors import ResultError
+from hfbench.ratio import Ratio
 from hfbench.recipe import Recipe
 from hfbench.result import write_json
-from hfbench.windows import Window
+from hfbench.window import Window
 
 TUNING_VERSION = 1
 EVALUATION = "evaluation batch"  # the one technique that does not change training

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from hfbench.ablation_result import Ratio
 from hfbench.errors import DeviceError, HfbenchError, first_line
 from hfbench.failures import is_out_of_memory
+from hfbench.ratio import Ratio
 from hfbench.recipe import Recipe
 from hfbench.tune_decision import decide, ratio_of
 from hfbench.tune_memory import MemoryForecast, peak_mib
@@ -24,7 +24,7 @@ from hfbench.tune_plan import (
 )
 from hfbench.tune_result import Measured, Trial
 from hfbench.tune_windows import Budget, Measure, Windows
-from hfbench.windows import Window
+from hfbench.window import Window
 
 _BLOCKS = 3  # A B B A each, of a candidate that may be faster
 _FINAL_BLOCKS = 4  # of the start and the best

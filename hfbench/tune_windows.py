@@ -14,7 +14,8 @@ from hfbench.tune_decision import ratio_of
 from hfbench.tune_memory import MemoryForecast, peak_mib
 from hfbench.tune_plan import accumulation_of, micro_batch_of
 from hfbench.tune_result import Measured
-from hfbench.windows import Window, with_arguments
+from hfbench.window import Window
+from hfbench.windows import with_arguments
 
 Measure = Callable[[int, int, Recipe], Window]  # as `Bench.measure_window`
 

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import nn
 from transformers import (
     PreTrainedModel,
@@ -39,11 +38,11 @@ from hfbench.launched import check_launch
 from hfbench.loss_scale import SETTLING_STEPS
 from hfbench.precision import log_slow_precision
 from hfbench.recipe import Recipe
-from hfbench.result import Switch
 from hfbench.settings import restored
 from hfbench.switches import observe_switches
 from hfbench.timeline import PHASES, stamps_of
 from hfbench.training import BenchTrainer, build_training_arguments
+from hfbench.window import Window
 
 # What belongs to a run, not to its steps.
 _WITHOUT = {
@@ -57,53 +56,6 @@ _WITHOUT = {
     "disable_tqdm": True,
 }
 _NEED_EVALUATIONS = ("reduce_lr_on_plateau", "greedy")  # schedulers
-
-
-class Window(BaseModel):
-    """What was measured in one window.
-
-    Attributes:
-        steps: Optimizer steps that were measured.
-        warmup_steps: Optimizer steps before them.
-        samples: Images of the measured steps.
-        seconds: Wall time of the measured steps.
-        data_wait_seconds: The part of it in which batches were waited for, and on a GPU nothing was
-            computed.
-        phase_seconds: All of it, by `timeline.PHASES`; on a GPU as its own stream of work has them.
-        first_loss: Training loss of the first optimizer step, before any update: the mean over its
-            images; ``None`` if it is not finite.
-        peak_process_memory_mib: Resident memory of this process, from model to last step.
-        peak_device_memory_mib: Allocated by torch; ``None`` on a CPU.
-        switches: What was asked for and what was seen to happen, as in a run's result.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    steps: int
-    warmup_steps: int
-    samples: int
-    seconds: float
-    data_wait_seconds: float
-    phase_seconds: dict[str, float]
-    first_loss: float | None
-    peak_process_memory_mib: float
-    peak_device_memory_mib: float | None
-    switches: dict[str, Switch]
-
-    @property
-    def samples_per_second(self) -> float:
-        """Images per second."""
-        return self.samples / self.seconds
-
-    @property
-    def seconds_per_step(self) -> float:
-        """Seconds of one optimizer step."""
-        return self.seconds / self.steps
-
-    @property
-    def precision(self) -> str:
-        """``fp32``, ``fp16`` or ``bf16``, as seen in the forward pass where that can be seen."""
-        return str(self.switches["precision"].applied)
 
 
 class Bench:

@@ -22,10 +22,10 @@ from hfbench.ablation_gains import Gains, speeds_of
 from hfbench.ablation_plan import Configuration, Plan, full_recipes, plan_ablation
 from hfbench.ablation_result import Ablation, Measured, load_ablation
 from hfbench.errors import DeviceError, Interrupted, RecipeError, ResultError
-from hfbench.parity import FirstLoss
 from hfbench.recipe import Recipe, load_recipe
 from hfbench.result import Result, Switch, find_runs
-from hfbench.windows import Window, with_arguments
+from hfbench.window import FirstLoss, Window
+from hfbench.windows import with_arguments
 from tests.builders import make_recipe, make_result, make_split, tiny_recipe
 
 TUNED = {"bf16": True, "gradient_accumulation_steps": 2}

@@ -34,7 +34,8 @@ from hfbench.tune_result import Measured, Trial, Tuning, check_output, measureme
 from hfbench.tune_search import Observer, Search
 from hfbench.tune_windows import Budget
 from hfbench.tuning import tune
-from hfbench.windows import Bench, Window, with_arguments
+from hfbench.window import Window
+from hfbench.windows import Bench, with_arguments
 from tests.builders import make_recipe, make_result, tiny_recipe, vit_config, write_model
 
 CPU = Subject("cpu", 2, images=1000, convolutional=True, batch_norm=False, attention=None)

@@ -35,7 +35,8 @@ from hfbench.report.sets import Summary
 from hfbench.verdict import FASTER, SLOWER
 
 if TYPE_CHECKING:
-    from hfbench.ablation_result import Ablation, Accuracy, Ratio
+    from hfbench.ablation_result import Ablation, Accuracy
+    from hfbench.ratio import Ratio
 
 _FILES = "*/ablation.json"
 
