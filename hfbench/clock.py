@@ -284,7 +284,6 @@ class Clock(TrainerCallback):
             paused_seconds=times.paused_seconds,
             keeping_seconds=times.keeping_seconds,
             compile_seconds=times.compile_seconds,
-            compilations=times.compilations,
             total_seconds=sum(parts),
         )
 

@@ -59,7 +59,7 @@ def record(
         recipe_sha256=recipe.digest(),
         model=model,
         data=data,
-        training=_describe_training(trainer, train_loss, clock.times.sessions),
+        training=_describe_training(trainer, train_loss, clock),
         metrics=metrics,
         times=clock.summary(),
         throughput=throughput,
@@ -101,7 +101,7 @@ def describe_data(train: ImageSplit, test: ImageSplit) -> DataInfo:
     )
 
 
-def _describe_training(trainer: BenchTrainer, train_loss: float | None, sessions: int) -> Training:
+def _describe_training(trainer: BenchTrainer, train_loss: float | None, clock: Clock) -> Training:
     args = trainer.args
     accumulated = args.per_device_train_batch_size * args.gradient_accumulation_steps
     return Training(
@@ -112,7 +112,8 @@ def _describe_training(trainer: BenchTrainer, train_loss: float | None, sessions
         world_size=args.world_size,
         effective_batch_size=accumulated * args.world_size,
         train_loss=train_loss,
-        sessions=sessions,
+        sessions=clock.times.sessions,
         skipped_steps=trainer.skipped_steps(),
         loss_scale=trainer.loss_scale.scale if trainer.loss_scale else None,
+        compilations=clock.times.compilations,
     )

@@ -110,7 +110,6 @@ class Times(Part):
             and on a stop, checksums; in no other part.
         compile_seconds: Inside the training call: compiling, which is in no steady state; ``None``
             in older results.
-        compilations: Graphs that were compiled there, forward and backward apart; the same.
         total_seconds: Set-up, execution, what follows it, pauses and keeping.
     """
 
@@ -127,7 +126,6 @@ class Times(Part):
     paused_seconds: float = 0.0
     keeping_seconds: float = 0.0
     compile_seconds: float | None = None
-    compilations: int | None = None
     total_seconds: float
 
 
@@ -241,6 +239,8 @@ class Training(Part):
         skipped_steps: Optimizer steps that were skipped since gradients overflowed in float16;
             ``None`` without a loss scale, and in older results.
         loss_scale: At the end; ``None`` without one.
+        compilations: Graphs that were compiled in training, forward and backward apart; ``None`` in
+            older results.
     """
 
     optimizer_steps: int
@@ -253,6 +253,7 @@ class Training(Part):
     sessions: int
     skipped_steps: int | None = None
     loss_scale: float | None = None
+    compilations: int | None = None
 
 
 class ModelInfo(Part):

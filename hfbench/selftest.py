@@ -46,6 +46,7 @@ _CONVOLUTIONAL = "timm/test_resnet.r160_in1k"  # 0.4 million parameters, with ba
 _TRANSFORMER = "timm/test_vit.r160_in1k"  # the same without
 # A batch that no GPU holds: each image takes two gigabytes of this model's activations.
 _LARGE_MODEL, _MANY_IMAGES, _LARGE_SIZE = "timm/resnet50.a1_in1k", 1024, 1024
+_UNSEEN_SECONDS = 0.1  # before and after the clock of a run, on a busy machine
 _WITHIN = 0.02  # of each other: what the device's events and the host's clock say of a run
 
 
@@ -283,7 +284,7 @@ def check_clocks(ground: Ground) -> str:
     result = _run(ground, "clocks", eval_strategy="epoch", save_strategy="epoch", location="device")
     outside, times = time.perf_counter() - start, result.times
     require(
-        abs(times.total_seconds / outside - 1) < _WITHIN,
+        abs(times.total_seconds - outside) < max(_WITHIN * outside, _UNSEEN_SECONDS),
         f"the parts of a run are {times.total_seconds:.2f} s, an outside clock saw {outside:.2f} s",
     )
     require(result.budget is not None, "there is no budget of time")
@@ -430,13 +431,13 @@ def check_compiling(ground: Ground) -> str:
         ground, "compiled", per_device_train_batch_size=24, torch_compile_backend=backend
     )
     require(bool(compiled.switches["torch_compile"].applied), "it was not compiled")
-    require(bool(compiled.times.compilations), "no graph was counted")
+    graphs, seconds = compiled.training.compilations, compiled.times.compile_seconds
+    require(bool(graphs), "no graph was counted")
     losses = [result.training.train_loss for result in (plain, compiled)]
     require(None not in losses, "a loss is not finite")
     one, other = (float(loss or 0.0) for loss in losses)
     require(abs(one / other - 1) < 0.02, f"mean loss {other:.4f} instead of {one:.4f}")
-    times = compiled.times
-    return f"{times.compilations} graphs by {backend} in {times.compile_seconds:.1f} s, same loss."
+    return f"{graphs} graphs by {backend} in {seconds:.1f} s, same loss."
 
 
 def check_processes(ground: Ground) -> str:

@@ -185,8 +185,9 @@ def result_table(result: Result) -> Group:
     )
     add("set-up before it", duration(times.setup_seconds))
     add("final evaluation after it", duration(times.final_evaluation_seconds))
-    if times.compilations:
-        add("  compiling", f"{duration(times.compile_seconds or 0.0)}, {times.compilations} graphs")
+    if result.training.compilations:
+        graphs = _count(result.training.compilations, "graph")
+        add("  compiling", f"{duration(times.compile_seconds or 0.0)}, {graphs}")
     if times.paused_seconds:
         add("pauses, not counted", duration(times.paused_seconds))
     speed = result.throughput.samples_per_second
