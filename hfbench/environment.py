@@ -21,6 +21,7 @@ from hfbench.trial import missing_optimizer
 
 if TYPE_CHECKING:
     import psutil
+    import torch
 
     from hfbench.recipe import Recipe
 
@@ -154,6 +155,26 @@ def accelerator_type() -> str | None:
 
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return device.type if device is not None else None
+
+
+def why_no_tf32(device: torch.device) -> str | None:
+    """Say why a device has no TF32 units, whatever torch's switches say; ``None`` if it has them.
+
+    `transformers.utils.is_torch_tf32_available` tells the same of the current device alone.
+    """
+    import torch
+
+    if device.type != "cuda":
+        return "there is no TF32: the model is not on an NVIDIA GPU"
+    if torch.version.hip:
+        return "there is no TF32: torch was built for AMD's GPUs"
+    major, minor = torch.cuda.get_device_capability(device)
+    if major < 8:
+        return (
+            f"this GPU has no TF32 units: its compute capability is {major}.{minor}, and they came "
+            "with 8.0 (Ampere)"
+        )
+    return None
 
 
 def check_machine(recipe: Recipe) -> list[str]:

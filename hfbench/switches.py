@@ -8,7 +8,7 @@ import torch
 from transformers.training_args import OptimizerNames
 
 from hfbench.allocator import keeps_freed_memory
-from hfbench.environment import requested_processes
+from hfbench.environment import requested_processes, why_no_tf32
 from hfbench.precision import find_slow_precision
 from hfbench.recipe import Recipe
 from hfbench.result import Switch
@@ -31,7 +31,7 @@ def observe_switches(recipe: Recipe, trainer: BenchTrainer) -> dict[str, Switch]
     )
     applied_dtype = names[trainer.seen_dtype or trainer.requested_dtype]
     wanted = (name for name in ("fp16", "bf16") if recipe.argument(name))
-    tf32 = recipe.argument("tf32")
+    tf32, no_tf32 = recipe.argument("tf32"), why_no_tf32(args.device)
     attention = getattr(getattr(trainer.model, "config", None), "_attn_implementation", None)
 
     def switch(requested: Any, applied: Any, reason: str | None = None) -> Switch:
@@ -40,8 +40,8 @@ def observe_switches(recipe: Recipe, trainer: BenchTrainer) -> dict[str, Switch]
         )
 
     def tf32_switch(backend: Any) -> Switch:
-        active = backend.fp32_precision == "tf32" and args.device.type == "cuda"
-        return switch(tf32, active, "not set: torch's default")
+        active = backend.fp32_precision == "tf32" and no_tf32 is None
+        return switch(tf32, active, no_tf32 or "not set: torch's default")
 
     return {
         "precision": Switch(
