@@ -13,8 +13,8 @@ from pathlib import Path
 import psutil
 import torch
 
+from hfbench.devices import why_no_tf32
 from hfbench.diagnosis import Machine, MatrixProduct
-from hfbench.environment import why_no_tf32
 from hfbench.settings import tf32_set
 
 _WORTH = 1.3  # below it a dtype has no units of its own, but is emulated or converted

@@ -21,7 +21,6 @@ from hfbench.trial import missing_optimizer
 
 if TYPE_CHECKING:
     import psutil
-    import torch
 
     from hfbench.recipe import Recipe
 
@@ -124,26 +123,21 @@ def describe_environment(device_type: str | None = None) -> Environment:
     import psutil
     import torch
 
+    from hfbench.devices import memory_mib_of, name_of
+
     kind = device_type or accelerator_type() or "cpu"
-    on_cuda = kind == "cuda"
     return Environment(
         device_type=kind,
-        device_name=torch.cuda.get_device_name()
-        if on_cuda
-        else _cpu_name()
-        if kind == "cpu"
-        else kind,
+        device_name=_cpu_name() if kind == "cpu" else name_of(kind),
         device_count=1 if kind == "cpu" else torch.accelerator.device_count(),
-        device_memory_mib=torch.cuda.get_device_properties().total_memory / 2**20
-        if on_cuda
-        else None,
+        device_memory_mib=memory_mib_of(kind),
         cpu=_cpu_name(),
         cpu_cores=os.cpu_count() or 1,
         memory_mib=psutil.virtual_memory().total / 2**20,
         torch_threads=torch.get_num_threads(),
         platform=f"{platform.system()} {platform.release()} {platform.machine()}",
         python=platform.python_version(),
-        cuda=torch.version.cuda if on_cuda else None,
+        cuda=torch.version.cuda if kind == "cuda" else None,
         packages={name: _version(name) for name in PACKAGES},
         hfbench_commit=_commit(),
     )
@@ -155,26 +149,6 @@ def accelerator_type() -> str | None:
 
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return device.type if device is not None else None
-
-
-def why_no_tf32(device: torch.device) -> str | None:
-    """Say why a device has no TF32 units, whatever torch's switches say; ``None`` if it has them.
-
-    `transformers.utils.is_torch_tf32_available` tells the same of the current device alone.
-    """
-    import torch
-
-    if device.type != "cuda":
-        return "there is no TF32: the model is not on an NVIDIA GPU"
-    if torch.version.hip:
-        return "there is no TF32: torch was built for AMD's GPUs"
-    major, minor = torch.cuda.get_device_capability(device)
-    if major < 8:
-        return (
-            f"this GPU has no TF32 units: its compute capability is {major}.{minor}, and they came "
-            "with 8.0 (Ampere)"
-        )
-    return None
 
 
 def check_machine(recipe: Recipe) -> list[str]:
@@ -362,12 +336,15 @@ def _parse_accelerate_launch(words: Sequence[str]) -> int:
 
 
 def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    if platform.system() == "Darwin":  # Python calls all of its processors "arm"
+        names = [_output_of("sysctl", "-n", "machdep.cpu.brand_string")]
+    else:
+        try:
+            lines = Path("/proc/cpuinfo").read_text().splitlines()
+        except OSError:
+            lines = []
+        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return (names and names[0]) or platform.processor() or platform.machine()
 
 
 def _version(package: str) -> str:
@@ -382,16 +359,13 @@ def _commit() -> str | None:
     root = Path(__file__).parents[1]
     if not (root / ".git").exists():
         return None
-    command = [
-        "git",
-        "-C",
-        str(root),
-        "describe",
-        "--always",
-        "--abbrev=40",
-        "--dirty",
-        "--exclude=*",
-    ]
+    return _output_of(
+        "git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"
+    )
+
+
+def _output_of(*command: str) -> str | None:
+    """Return what a command prints; ``None`` if there is no such command, or it fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):

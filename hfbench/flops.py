@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from hfbench.clock import synchronize
-from hfbench.environment import why_no_tf32
+from hfbench.devices import why_no_tf32
 from hfbench.result import Compute
 
 _IMAGES = 2  # batch norm needs more than one

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import nn
 
 from hfbench.data import ImageBatches
-from hfbench.environment import why_no_tf32
+from hfbench.devices import why_no_tf32
 from hfbench.recipe import Recipe
 from hfbench.settings import tf32_set
 from hfbench.training import EpochSampler

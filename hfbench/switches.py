@@ -8,7 +8,8 @@ import torch
 from transformers.training_args import OptimizerNames
 
 from hfbench.allocator import keeps_freed_memory
-from hfbench.environment import requested_processes, why_no_tf32
+from hfbench.devices import why_no_tf32
+from hfbench.environment import requested_processes
 from hfbench.precision import find_slow_precision
 from hfbench.recipe import Recipe
 from hfbench.result import Switch
@@ -22,10 +23,12 @@ def observe_switches(recipe: Recipe, trainer: BenchTrainer) -> dict[str, Switch]
     on_cpu = args.device.type == "cpu"
     names = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
     base = getattr(loader, "base_dataloader", loader)
-    pinned = bool(base.pin_memory) and not on_cpu
+    on_mps = args.device.type == "mps"  # where torch's loader warns, and goes on without
+    pinned = bool(base.pin_memory) and not on_cpu and not on_mps
     non_blocking = bool(getattr(loader, "_non_blocking", False)) and pinned
     accelerator_config = recipe.argument("accelerator_config") or {}
     no_copy = "nothing is copied: the model is on the CPU" if on_cpu else None
+    no_pins = no_copy or ("torch's loader pins nothing on MPS" if on_mps else None)
     compiled = (
         "compiled: taken from the accelerator's settings" if trainer.seen_dtype is None else None
     )
@@ -51,7 +54,7 @@ def observe_switches(recipe: Recipe, trainer: BenchTrainer) -> dict[str, Switch]
         ),
         "tf32_matmul": tf32_switch(torch.backends.cuda.matmul),
         "tf32_convolution": tf32_switch(torch.backends.cudnn.conv),  # type: ignore[attr-defined]
-        "dataloader_pin_memory": switch(recipe.argument("dataloader_pin_memory"), pinned, no_copy),
+        "dataloader_pin_memory": switch(recipe.argument("dataloader_pin_memory"), pinned, no_pins),
         "non_blocking": switch(
             bool(accelerator_config.get("non_blocking", False)),
             non_blocking,

@@ -32,6 +32,8 @@ def switches_on(
     recipe = tiny_recipe(max_steps=1, **arguments)
     trainer = make_trainer(recipe, folder)
     trainer.train()
+    if recipe.argument("dataloader_pin_memory"):  # transformers asks for none on a CPU
+        trainer.train_loader.base_dataloader.pin_memory = True
     monkeypatch.setattr(TrainingArguments, "device", torch.device(device))
     return observe_switches(recipe, trainer)
 
@@ -93,3 +95,19 @@ def test_tf32_that_a_cpu_was_not_asked_for_is_off(
     assert {switches[name].reason for name in TF32} == {
         "there is no TF32: the model is not on an NVIDIA GPU"
     }
+
+
+@pytest.mark.parametrize(
+    ("device", "pinned", "reason"),
+    [
+        ("mps", False, "torch's loader pins nothing on MPS"),
+        ("xpu", True, None),
+        ("cpu", False, "nothing is copied: the model is on the CPU"),
+    ],
+)
+def test_pins_are_applied_where_the_loader_pins(
+    device: str, pinned: bool, reason: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    switches = switches_on(device, tmp_path, monkeypatch, dataloader_pin_memory=True)
+    switch = switches["dataloader_pin_memory"]
+    assert (switch.requested, switch.applied, switch.reason) == (True, pinned, reason)
