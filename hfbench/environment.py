@@ -57,7 +57,22 @@ _COMPILING = {
 
 
 class Environment(BaseModel):
-    """What a run ran on. Names no host, user or path, since it is published with a model."""
+    """What a run ran on. Names no host, user or path, since it is published with a model.
+
+    Attributes:
+        device_type: ``cpu``, ``cuda``, ``xpu``, ``mps``, ….
+        device_name: Of the device that the main process used.
+        device_count: Devices that this process saw, 1 on a CPU. How many a run used is its
+            ``training.world_size``, one a process.
+        device_memory_mib: ``None`` where the device has none of its own.
+        cpu: Name of the processor.
+        cpu_cores: Logical ones of the machine.
+        torch_threads: That torch computed with on the CPU.
+        platform: System, release of the kernel, architecture.
+        cuda: Version that torch was built for; ``None`` without an NVIDIA GPU.
+        packages: Versions.
+        hfbench_commit: ``None`` if hfbench was not run from a checkout.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -91,7 +106,9 @@ class Environment(BaseModel):
 def environment_differences(a: Environment, b: Environment) -> list[tuple[str, Any, Any]]:
     """List in what hardware or versions two runs differ, so that their times do not compare.
 
-    The kernel's release and hfbench's commit are of another kind: stated, but not decisive.
+    The kernel's release, hfbench's commit and how many devices could be seen are of another kind:
+    stated, but not decisive. What a run used is one device a process, and processes are compared
+    beside this.
 
     Returns:
         Name and both values of each difference.
@@ -104,7 +121,9 @@ def environment_differences(a: Environment, b: Environment) -> list[tuple[str, A
 
 
 def _decisive(environment: Environment) -> dict[str, Any]:
-    content = environment.model_dump(exclude={"platform", "hfbench_commit", "packages"})
+    content = environment.model_dump(
+        exclude={"platform", "hfbench_commit", "packages", "device_count"}
+    )
     for name in ("memory", "device_memory"):  # a kernel may keep some for itself
         mib = content.pop(f"{name}_mib")
         content[f"{name}_gib"] = None if mib is None else round(mib / 1024)

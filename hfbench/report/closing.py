@@ -30,7 +30,7 @@ def machines_section(runs: Collection) -> Section:
 def _facts(environment: Environment) -> dict[str, str]:
     memory = environment.device_memory_mib
     facts = {
-        "device": f"{environment.device_count} × {environment.device_name}",
+        "device": environment.device_name,
         "device memory": "none of its own" if memory is None else f"{memory / 1024:.0f} GiB",
         "CPU": f"{environment.cpu}, {environment.cpu_cores} cores",
         "memory": f"{environment.memory_mib / 1024:.0f} GiB",
