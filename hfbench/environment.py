@@ -9,6 +9,7 @@ import platform
 import socket
 import subprocess
 from collections.abc import Sequence
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,6 +56,9 @@ _COMPILING = {
     "ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION": "False",
 }
 
+_NOT_DECISIVE = {"platform", "hfbench_commit", "packages", "device_count", "device_note"}
+_OFTEN_UNKNOWN = ("driver", "power_limit_watts", "mig_profile")  # without NVML, or of older results
+
 
 class Environment(BaseModel):
     """What a run ran on. Names no host, user or path, since it is published with a model.
@@ -72,6 +76,11 @@ class Environment(BaseModel):
         cuda: Version that torch was built for; ``None`` without an NVIDIA GPU.
         packages: Versions.
         hfbench_commit: ``None`` if hfbench was not run from a checkout.
+        driver: Version of NVIDIA's driver; ``None`` of another device, or where it is not known.
+        power_limit_watts: That the GPU was set to, the lowest of several; ``None`` as before.
+        mig_profile: Of the instance of a GPU, such as ``1g.10gb``; ``off`` of a whole one; ``None``
+            as before.
+        device_note: Why something of the device is not known.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -89,6 +98,11 @@ class Environment(BaseModel):
     cuda: str | None
     packages: dict[str, str]
     hfbench_commit: str | None
+    # Results of schema version 2 and older have none of these.
+    driver: str | None = None
+    power_limit_watts: float | None = None
+    mig_profile: str | None = None
+    device_note: str | None = None
 
     def on_cpu(self) -> Environment:
         """Return the same machine as a run sees it that leaves its accelerator alone."""
@@ -99,6 +113,10 @@ class Environment(BaseModel):
                 "device_count": 1,
                 "device_memory_mib": None,
                 "cuda": None,
+                "driver": None,
+                "power_limit_watts": None,
+                "mig_profile": None,
+                "device_note": None,
             }
         )
 
@@ -108,7 +126,8 @@ def environment_differences(a: Environment, b: Environment) -> list[tuple[str, A
 
     The kernel's release, hfbench's commit and how many devices could be seen are of another kind:
     stated, but not decisive. What a run used is one device a process, and processes are compared
-    beside this.
+    beside this. Nor is it a difference that driver, power limit or MIG profile are known of one
+    run alone.
 
     Returns:
         Name and both values of each difference.
@@ -116,17 +135,20 @@ def environment_differences(a: Environment, b: Environment) -> list[tuple[str, A
     one, two = (_decisive(environment) for environment in (a, b))
     names = [*one, *(name for name in two if name not in one)]
     return [
-        (name, one.get(name), two.get(name)) for name in names if one.get(name) != two.get(name)
+        (name, one.get(name), two.get(name))
+        for name in names
+        if one.get(name) != two.get(name)
+        and not (name in _OFTEN_UNKNOWN and None in (one.get(name), two.get(name)))
     ]
 
 
 def _decisive(environment: Environment) -> dict[str, Any]:
-    content = environment.model_dump(
-        exclude={"platform", "hfbench_commit", "packages", "device_count"}
-    )
+    content = environment.model_dump(exclude=_NOT_DECISIVE)
     for name in ("memory", "device_memory"):  # a kernel may keep some for itself
         mib = content.pop(f"{name}_mib")
         content[f"{name}_gib"] = None if mib is None else round(mib / 1024)
+    watts = environment.power_limit_watts
+    content["power_limit_watts"] = None if watts is None else round(watts)
     words = environment.platform.split(" ")
     content["platform"] = " ".join([words[0], *words[1:][-1:]])  # system and architecture
     return content | {f"packages.{name}": v for name, v in environment.packages.items()}
@@ -143,6 +165,7 @@ def describe_environment(device_type: str | None = None) -> Environment:
     import torch
 
     from hfbench.devices import memory_mib_of, name_of
+    from hfbench.nvml import describe_settings
 
     kind = device_type or accelerator_type() or "cpu"
     return Environment(
@@ -159,6 +182,7 @@ def describe_environment(device_type: str | None = None) -> Environment:
         cuda=torch.version.cuda if kind == "cuda" else None,
         packages={name: _version(name) for name in PACKAGES},
         hfbench_commit=_commit(),
+        **asdict(describe_settings(torch.device(kind))),
     )
 
 

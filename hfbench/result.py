@@ -17,8 +17,9 @@ from hfbench.environment import Environment
 from hfbench.errors import ResultError
 from hfbench.recipe import Recipe, local_path
 
-SCHEMA_VERSION = 2  # 2 added budget, compute, energy and calibration_error
-_READABLE_VERSIONS = (1, 2)  # what 1 does not have is None
+# 2 added budget, compute, energy and calibration_error; 3 driver, power limit and MIG profile.
+SCHEMA_VERSION = 3
+_READABLE_VERSIONS = (1, 2, 3)  # what older ones do not have is None
 RESULT_FILE = "result.json"
 RECIPE_FILE = "recipe.json"
 PREDICTIONS_FILE = "predictions.npz"

@@ -38,9 +38,22 @@ def _facts(environment: Environment) -> dict[str, str]:
         "system": environment.platform,
         "Python": environment.python,
         "CUDA": environment.cuda or "none",
+        **_gpu_facts(environment),
         "hfbench's commit": environment.hfbench_commit or "not from a checkout",
     }
     return facts | environment.packages
+
+
+def _gpu_facts(environment: Environment) -> dict[str, str]:
+    if environment.device_type != "cuda":
+        return {}
+    watts = environment.power_limit_watts
+    facts = {
+        "driver": environment.driver,
+        "power limit": None if watts is None else f"{watts:.0f} W",
+        "MIG profile": environment.mig_profile,
+    }
+    return {name: value or "not known" for name, value in facts.items()}
 
 
 def _applied(sets: Sequence[RunSet]) -> Table:
