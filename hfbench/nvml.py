@@ -5,6 +5,7 @@ Its package, nvidia-ml-py, is optional. Where it is absent, or does not answer, 
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -121,3 +122,74 @@ def describe_settings(device: torch.device) -> GpuSettings:
         mig_profile=profile,
         device_note="; ".join(dict.fromkeys(notes)) or None,
     )
+
+
+class Neighbours:
+    """Other processes on the GPUs of a run.
+
+    Attributes:
+        note: Why they, or their memory, are not known.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        """Ask for nothing yet."""
+        self.note: str | None = None
+        self._nvml: Any = None
+        self._gpus: list[Gpu] = []
+        try:
+            self._nvml, self._gpus = find_gpus(device)
+        except NvmlError as error:
+            self.note = str(error)
+
+    def count(self) -> tuple[int | None, float | None]:
+        """Count them now; this process must have used its GPU.
+
+        Returns:
+            How many there are, and the device memory in MiB that they hold together; ``None`` for
+            what is not known.
+        """
+        if not self._gpus:
+            return None, None
+        ours = _processes_of_this_run()
+        held: list[int | None] = []
+        try:
+            for gpu in self._gpus:
+                found = _processes_on(self._nvml, gpu)
+                others = [memory for pid, memory in found.items() if pid not in ours]
+                if len(others) == len(found):  # the host's numbers: any one of them may be ours
+                    others = [None] * (len(found) - 1)
+                held += others
+        except NvmlError as error:
+            self.note = str(error)
+            return None, None
+        known = [memory for memory in held if memory is not None]
+        if len(known) < len(held):
+            self.note = "NVML does not tell the memory of each process"
+            return len(held), None
+        return len(held), sum(known) / 2**20
+
+
+def _processes_on(nvml: Any, gpu: Gpu) -> dict[int, int | None]:
+    """Return the bytes that each process holds on a GPU, by its number."""
+    try:
+        found = list(nvml.nvmlDeviceGetComputeRunningProcesses(gpu.handle))
+    except nvml.NVMLError as error:
+        raise NvmlError(f"NVML does not list processes: {error}") from None
+    with contextlib.suppress(nvml.NVMLError):  # instances draw nothing
+        found += nvml.nvmlDeviceGetGraphicsRunningProcesses(gpu.handle)
+    if not found:  # not even this one
+        raise NvmlError("NVML shows no processes here, as in some containers")
+    return {process.pid: process.usedGpuMemory for process in found}
+
+
+def _processes_of_this_run() -> set[int]:
+    """Return the numbers of this process, its workers, and the others of one launcher."""
+    import psutil
+
+    here = psutil.Process()
+    launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    try:
+        root = (here.parent() or here) if launched else here
+        return {here.pid, *(process.pid for process in root.children(recursive=True))}
+    except psutil.Error:
+        return {here.pid}

@@ -17,7 +17,8 @@ from hfbench.environment import Environment
 from hfbench.errors import ResultError
 from hfbench.recipe import Recipe, local_path
 
-# 2 added budget, compute, energy and calibration_error; 3 driver, power limit and MIG profile.
+# 2 added budget, compute, energy and calibration_error; 3 driver, power limit,
+# MIG profile and conditions.
 SCHEMA_VERSION = 3
 _READABLE_VERSIONS = (1, 2, 3)  # what older ones do not have is None
 RESULT_FILE = "result.json"
@@ -182,6 +183,21 @@ class Energy(_Part):
     note: str | None = None
 
 
+class Conditions(_Part):
+    """What else went on while the training call was measured, over all sessions.
+
+    Attributes:
+        other_processes: On the GPUs in use, by NVML: the most that were seen at one time, once a
+            minute; ``None`` if nobody could look.
+        other_processes_mib: The most device memory that they held.
+        note: Why a value is ``None``.
+    """
+
+    other_processes: int | None
+    other_processes_mib: float | None
+    note: str | None = None
+
+
 class Throughput(_Part):
     """Training speed in the steady state.
 
@@ -299,6 +315,7 @@ class Result(_Part):
     budget: TimeBudget | None = None
     compute: Compute | None = None
     energy: Energy | None = None
+    conditions: Conditions | None = None
     predictions_sha256: str | None = None  # of predictions.npz; None of an older result
 
     _folder: Path | None = PrivateAttr(None)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from typing import Any
 
@@ -9,7 +11,7 @@ import pytest
 import torch
 
 from hfbench.environment import Environment, describe_environment, environment_differences
-from hfbench.nvml import GpuSettings, describe_settings
+from hfbench.nvml import GpuSettings, Neighbours, describe_settings
 from tests.fake_nvml import Card, FakeNvml
 
 INSTANCE = "Some GPU MIG 1g.10gb"
@@ -125,3 +127,86 @@ def test_settings_that_differ_are_named_and_unknown_ones_are_not(
     other = some.model_copy(update=change)
     assert environment_differences(some, other) == ([difference] if difference else [])
     assert len(environment_differences(other, some)) == (difference is not None)
+
+
+# --- other processes ---
+
+MIB = 2**20
+
+
+def count(nvml: FakeNvml, monkeypatch: pytest.MonkeyPatch, *uuids: str) -> tuple[Any, ...]:
+    """Return how many others there are, their memory in MiB, and why it is not known."""
+    neighbours = Neighbours(nvml.install(monkeypatch, *uuids))
+    return (*neighbours.count(), neighbours.note)
+
+
+def test_other_processes_are_counted_and_this_one_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    card = Card(computing={os.getpid(): 900 * MIB})
+    nvml = FakeNvml(GPU_a=card, GPU_b=Card(computing={77: 999 * MIB}))
+    assert count(nvml, monkeypatch, "a", "b") == (0, 0.0, None)  # the second is not in use
+    card.computing |= {1: 300 * MIB}
+    card.drawing |= {1: 300 * MIB, 2: 12 * MIB}  # the first is one process that does both
+    assert count(nvml, monkeypatch, "a", "b") == (2, 312.0, None)
+
+
+def test_workers_of_this_process_are_none_of_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as worker:
+        card = Card(computing={os.getpid(): MIB, worker.pid: MIB})
+        assert count(FakeNvml(GPU_a=card), monkeypatch, "a") == (0, 0.0, None)
+        worker.communicate(b"\n")
+
+
+def test_processes_of_one_launcher_belong_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+        # The parent of this process stands for the launcher: it has started the other one too.
+        monkeypatch.setattr("psutil.Process.parent", lambda self: self)
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+        nvml = FakeNvml(
+            GPU_a=Card(computing={os.getpid(): MIB}),
+            GPU_b=Card(computing={other.pid: MIB, 1: 5 * MIB}),
+        )
+        assert count(nvml, monkeypatch, "a", "b") == (1, 5.0, None)
+        other.communicate(b"\n")
+
+
+@pytest.mark.parametrize(
+    ("computing", "expected"),
+    [
+        ({1: MIB}, (0, 0.0, None)),
+        ({1: MIB, 2: MIB}, (1, None, "NVML does not tell the memory of each process")),
+        ({}, (None, None, "NVML shows no processes here, as in some containers")),
+    ],
+)
+def test_container_in_which_the_numbers_are_the_hosts(
+    computing: dict[int, int | None],
+    expected: tuple[Any, ...],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert count(FakeNvml(GPU_a=Card(computing=computing)), monkeypatch, "a") == expected
+
+
+def test_memory_that_the_driver_does_not_tell_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    card = Card(computing={os.getpid(): None, 1: None})  # as on Windows
+    said = "NVML does not tell the memory of each process"
+    assert count(FakeNvml(GPU_a=card), monkeypatch, "a") == (1, None, said)
+
+
+def test_driver_that_lists_no_processes_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    nvml = FakeNvml(GPU_a=Card(computing={os.getpid(): MIB}))
+    nvml.broken.add("nvmlDeviceGetGraphicsRunningProcesses")  # an instance draws nothing
+    assert count(nvml, monkeypatch, "a") == (0, 0.0, None)
+    nvml.broken.add("nvmlDeviceGetComputeRunningProcesses")
+    said = "NVML does not list processes: Not Supported"
+    assert count(nvml, monkeypatch, "a") == (None, None, said)
+
+
+def test_nobody_looks_where_there_is_no_nvidia_gpu_or_no_package(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert Neighbours(torch.device("cpu")).count() == (None, None)
+    FakeNvml().install(monkeypatch, "a")
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    neighbours = Neighbours(torch.device("cuda", 0))
+    assert neighbours.count() == (None, None)
+    assert "hfbench[energy]" in str(neighbours.note)

@@ -66,7 +66,10 @@ def test_half_written_result_is_no_finished_run(
 # Reading
 
 # What older versions of the schema lack, by the part that it is in.
-NEWER = {"environment": ("driver", "power_limit_watts", "mig_profile", "device_note")}
+NEWER = {
+    "": ("conditions",),
+    "environment": ("driver", "power_limit_watts", "mig_profile", "device_note"),
+}
 
 
 @pytest.mark.parametrize("part", ["result.json", "", ".."])
