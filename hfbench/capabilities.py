@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import torch
 
+from hfbench.devices import why_no_tf32
 from hfbench.diagnosis import Machine, MatrixProduct
 from hfbench.settings import tf32_set
 
@@ -88,7 +89,7 @@ def _measure_products(device: torch.device) -> list[MatrixProduct]:
     from hfbench.flops import measure_matmul_peak
 
     found = {"fp32": (torch.float32, False)}
-    if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0):
+    if why_no_tf32(device) is None:
         found["tf32"] = (torch.float32, True)
     if device.type == "cpu" or _has_bf16(device):
         found["bf16"] = (torch.bfloat16, False)
@@ -121,8 +122,8 @@ def _missing_dtypes(products: list[MatrixProduct], device: torch.device) -> list
             )
     if device.type == "cuda" and "bf16" not in ratios:
         lacks.append("bf16: this GPU has no units for it (Ampere and newer have); fp16 is there.")
-    if device.type == "cuda" and "tf32" not in ratios:
-        lacks.append("TF32: this GPU has no units for it (Ampere and newer have).")
+    if device.type == "cuda" and (reason := why_no_tf32(device)):
+        lacks.append(f"TF32: {reason}.")
     return lacks
 
 

@@ -21,8 +21,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from hfbench.compiling import CompileWatch
 from hfbench.energy import Meter, meter_cpu, meter_devices
+from hfbench.nvml import Neighbours
 from hfbench.pauses import PauseWatch
-from hfbench.result import Energy, Memory, Throughput, TimeBudget, Times
+from hfbench.result import Conditions, Energy, Memory, Throughput, TimeBudget, Times
 from hfbench.timeline import Timeline, stamps_of
 
 MAX_WARMUP_STEPS = 10
@@ -54,6 +55,9 @@ class TrainingTimes:
     budget: dict[str, float] | None = None  # seconds of each phase; None if a session lacks them
     # None if a session lacks them
     joules: dict[str, float | None] = field(default_factory=lambda: {"device": 0.0, "cpu": 0.0})
+    # The most at one time; None if nothing was seen, and a session could not look.
+    other_processes: float | None = 0
+    other_processes_mib: float | None = 0.0
 
 
 def synchronize(device: torch.device) -> None:
@@ -104,11 +108,13 @@ class Clock(TrainerCallback):
         self._unsettled = False  # steps were made since whose end the device has not reached
         self._steady_before = (0, 0.0)  # measured samples and seconds of earlier sessions
         self._meters: dict[str, Meter] = {}
+        self._neighbours: Neighbours | None = None
         self._energy_read = 0.0  # time of the last reading
 
     def resume(self, earlier: dict[str, Any]) -> None:
-        """Go on from what a checkpoint kept; one of an older version has no budget and energy."""
+        """Go on from what a checkpoint kept; one of an older version lacks some of it."""
         unknown: dict[str, Any] = {"budget": None, "joules": {"device": None, "cpu": None}}
+        unknown |= {"other_processes": None, "other_processes_mib": None}
         self.times = TrainingTimes(**unknown | earlier)
         self._has_budget = self.times.budget is not None
         self.timeline.seconds |= self.times.budget or {}
@@ -128,6 +134,8 @@ class Clock(TrainerCallback):
         self.times.sessions += 1
         self._meters = {"device": meter_devices(device), "cpu": meter_cpu()}
         synchronize(device)
+        self._neighbours = Neighbours(device)
+        self._look_around()
         self._started, self._energy_read = self._now(), time.perf_counter()
         self.timeline.start("start", stamps_of(device))
 
@@ -306,6 +314,18 @@ class Clock(TrainerCallback):
             note="; ".join(f"{name}: {note}" for name, note in notes.items() if note) or None,
         )
 
+    def conditions(self) -> Conditions:
+        """Return what else went on, over all sessions."""
+        number, mib = self.times.other_processes, self.times.other_processes_mib
+        note = self._neighbours.note if self._neighbours else None
+        if None in (number, mib) and note is None:
+            note = "an earlier session did not look"
+        return Conditions(
+            other_processes=None if number is None else int(number),
+            other_processes_mib=mib,
+            note=note,
+        )
+
     def _now(self) -> _Moment:
         return _Moment(time.perf_counter(), self._outside())
 
@@ -371,6 +391,21 @@ class Clock(TrainerCallback):
         for name, meter in self._meters.items():
             joules, before = meter.update(), self.times.joules[name]
             self.times.joules[name] = None if joules is None or before is None else before + joules
+        self._look_around()
+
+    def _look_around(self) -> None:
+        if self._neighbours is None:
+            return
+        number, mib = self._neighbours.count()
+        self.times.other_processes = _most(self.times.other_processes, number)
+        self.times.other_processes_mib = _most(self.times.other_processes_mib, mib)
+
+
+def _most(before: float | None, now: float | None) -> float | None:
+    """Return the larger one; ``None`` if one is not known and the other is nothing."""
+    known = [value for value in (before, now) if value is not None]
+    most = max(known, default=0)
+    return most if most or len(known) == 2 else None
 
 
 def reset_memory(device: torch.device) -> None:

@@ -28,6 +28,7 @@ from hfbench.predicted import Predictions, load_predictions
 from hfbench.repeats import check_repeats, pair_by_seed, seeds_of_pairs
 from hfbench.result import Result
 from hfbench.rows import EXECUTION_TIME, TEST_ACCURACY, Row, build_rows
+from hfbench.sharing import say_shared
 from hfbench.verdict import (
     FASTER,
     NO_DIFFERENCE,
@@ -71,6 +72,7 @@ class Comparison:
         order: That the runs of the two sides were not made in turn, a sentence; ``None`` if they
             were. It stands in `sentence` too.
         family: Candidates whose speeds are judged together; see `judge_together`.
+        shared: That other processes were on the GPUs, a sentence; ``None`` if none were seen.
         ablation: What an ablation of the candidate found for each technique alone, a sentence;
             ``None`` if none lies beside its runs.
     """
@@ -90,6 +92,7 @@ class Comparison:
     sentence: str
     order: str | None = None
     family: int = 1
+    shared: str | None = None
     ablation: str | None = None
 
 
@@ -157,6 +160,7 @@ def compare(
         notes=notes + more + [f"{name}: {why}." for name, why in diverged.items()],
         sentence="",
         order=say_order(before, after),
+        shared=say_shared([*before, *after]),
         ablation=say_attribution(after),
     )
     return replace(found, sentence=_write(found))

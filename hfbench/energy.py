@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from hfbench.nvml import Gpu, NvmlError, find_gpus
+
 POWERCAP = Path("/sys/class/powercap")
 _PACKAGE = re.compile(r"intel-rapl:\d+")  # its parts, counted in it, have a second number
 
@@ -114,46 +116,32 @@ def _read(file: Path) -> str:
 
 def meter_devices(device: torch.device) -> Meter:
     """Return a meter of the GPUs that the processes of this run use on this machine."""
-    if device.type != "cuda":
-        return Meter([], "no NVIDIA GPU was used")
     try:
-        import pynvml
-    except ImportError:
-        return Meter([], "NVML needs the package nvidia-ml-py: pip install 'hfbench[energy]'")
+        nvml, gpus = find_gpus(device)
+    except NvmlError as error:
+        return Meter([], str(error))
+    meter = meter_gpus(gpus, nvml)
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", world))
-    # Process i of a machine has the i-th visible GPU, unless each was shown its own alone.
-    shared = 1 < here <= torch.cuda.device_count()
-    numbers = list(range(here)) if shared else [device.index or 0]
-    meter = meter_gpus([str(torch.cuda.get_device_properties(i).uuid) for i in numbers], pynvml)
-    if meter.note is None and len(numbers) < world:
-        meter.note = f"{len(numbers)} of {world} GPUs: those that the main process sees"
+    if meter.note is None and len(gpus) < world:
+        meter.note = f"{len(gpus)} of {world} GPUs: those that the main process sees"
     return meter
 
 
-def meter_gpus(uuids: Sequence[str], nvml: Any) -> Meter:
+def meter_gpus(gpus: Sequence[Gpu], nvml: Any) -> Meter:
     """Return a meter of some GPUs.
 
     Args:
-        uuids: As torch and CUDA name them, whatever `CUDA_VISIBLE_DEVICES` made of their numbers.
+        gpus: From `hfbench.nvml.find_gpus`.
         nvml: The module `pynvml`.
     """
 
-    def counter(uuid: str) -> Counter:
-        handle = nvml.nvmlDeviceGetHandleByUUID(
-            uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}"
-        )
-
+    def counter(gpu: Gpu) -> Counter:
         def read() -> float:
             try:
-                return float(nvml.nvmlDeviceGetTotalEnergyConsumption(handle)) / 1e3
+                return float(nvml.nvmlDeviceGetTotalEnergyConsumption(gpu.handle)) / 1e3
             except nvml.NVMLError as error:
                 raise CounterError(f"NVML keeps no count of this GPU: {error}") from None
 
         return Counter(read)
 
-    try:
-        nvml.nvmlInit()
-        return Meter([counter(uuid) for uuid in uuids])
-    except nvml.NVMLError as error:
-        return Meter([], f"NVML does not answer: {error}")
+    return Meter([counter(gpu) for gpu in gpus])

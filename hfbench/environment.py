@@ -9,6 +9,7 @@ import platform
 import socket
 import subprocess
 from collections.abc import Sequence
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,9 +56,32 @@ _COMPILING = {
     "ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION": "False",
 }
 
+_NOT_DECISIVE = {"platform", "hfbench_commit", "packages", "device_count", "device_note"}
+_OFTEN_UNKNOWN = ("driver", "power_limit_watts", "mig_profile")  # without NVML, or of older results
+
 
 class Environment(BaseModel):
-    """What a run ran on. Names no host, user or path, since it is published with a model."""
+    """What a run ran on. Names no host, user or path, since it is published with a model.
+
+    Attributes:
+        device_type: ``cpu``, ``cuda``, ``xpu``, ``mps``, ….
+        device_name: Of the device that the main process used.
+        device_count: Devices that this process saw, 1 on a CPU. How many a run used is its
+            ``training.world_size``, one a process.
+        device_memory_mib: ``None`` where the device has none of its own.
+        cpu: Name of the processor.
+        cpu_cores: Logical ones of the machine.
+        torch_threads: That torch computed with on the CPU.
+        platform: System, release of the kernel, architecture.
+        cuda: Version that torch was built for; ``None`` without an NVIDIA GPU.
+        packages: Versions.
+        hfbench_commit: ``None`` if hfbench was not run from a checkout.
+        driver: Version of NVIDIA's driver; ``None`` of another device, or where it is not known.
+        power_limit_watts: That the GPU was set to, the lowest of several; ``None`` as before.
+        mig_profile: Of the instance of a GPU, such as ``1g.10gb``; ``off`` of a whole one; ``None``
+            as before.
+        device_note: Why something of the device is not known.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -74,6 +98,11 @@ class Environment(BaseModel):
     cuda: str | None
     packages: dict[str, str]
     hfbench_commit: str | None
+    # Results of schema version 2 and older have none of these.
+    driver: str | None = None
+    power_limit_watts: float | None = None
+    mig_profile: str | None = None
+    device_note: str | None = None
 
     def on_cpu(self) -> Environment:
         """Return the same machine as a run sees it that leaves its accelerator alone."""
@@ -84,6 +113,10 @@ class Environment(BaseModel):
                 "device_count": 1,
                 "device_memory_mib": None,
                 "cuda": None,
+                "driver": None,
+                "power_limit_watts": None,
+                "mig_profile": None,
+                "device_note": None,
             }
         )
 
@@ -91,7 +124,10 @@ class Environment(BaseModel):
 def environment_differences(a: Environment, b: Environment) -> list[tuple[str, Any, Any]]:
     """List in what hardware or versions two runs differ, so that their times do not compare.
 
-    The kernel's release and hfbench's commit are of another kind: stated, but not decisive.
+    The kernel's release, hfbench's commit and how many devices could be seen are of another kind:
+    stated, but not decisive. What a run used is one device a process, and processes are compared
+    beside this. Nor is it a difference that driver, power limit or MIG profile are known of one
+    run alone.
 
     Returns:
         Name and both values of each difference.
@@ -99,15 +135,20 @@ def environment_differences(a: Environment, b: Environment) -> list[tuple[str, A
     one, two = (_decisive(environment) for environment in (a, b))
     names = [*one, *(name for name in two if name not in one)]
     return [
-        (name, one.get(name), two.get(name)) for name in names if one.get(name) != two.get(name)
+        (name, one.get(name), two.get(name))
+        for name in names
+        if one.get(name) != two.get(name)
+        and not (name in _OFTEN_UNKNOWN and None in (one.get(name), two.get(name)))
     ]
 
 
 def _decisive(environment: Environment) -> dict[str, Any]:
-    content = environment.model_dump(exclude={"platform", "hfbench_commit", "packages"})
+    content = environment.model_dump(exclude=_NOT_DECISIVE)
     for name in ("memory", "device_memory"):  # a kernel may keep some for itself
         mib = content.pop(f"{name}_mib")
         content[f"{name}_gib"] = None if mib is None else round(mib / 1024)
+    watts = environment.power_limit_watts
+    content["power_limit_watts"] = None if watts is None else round(watts)
     words = environment.platform.split(" ")
     content["platform"] = " ".join([words[0], *words[1:][-1:]])  # system and architecture
     return content | {f"packages.{name}": v for name, v in environment.packages.items()}
@@ -123,28 +164,25 @@ def describe_environment(device_type: str | None = None) -> Environment:
     import psutil
     import torch
 
+    from hfbench.devices import memory_mib_of, name_of
+    from hfbench.nvml import describe_settings
+
     kind = device_type or accelerator_type() or "cpu"
-    on_cuda = kind == "cuda"
     return Environment(
         device_type=kind,
-        device_name=torch.cuda.get_device_name()
-        if on_cuda
-        else _cpu_name()
-        if kind == "cpu"
-        else kind,
+        device_name=_cpu_name() if kind == "cpu" else name_of(kind),
         device_count=1 if kind == "cpu" else torch.accelerator.device_count(),
-        device_memory_mib=torch.cuda.get_device_properties().total_memory / 2**20
-        if on_cuda
-        else None,
+        device_memory_mib=memory_mib_of(kind),
         cpu=_cpu_name(),
         cpu_cores=os.cpu_count() or 1,
         memory_mib=psutil.virtual_memory().total / 2**20,
         torch_threads=torch.get_num_threads(),
         platform=f"{platform.system()} {platform.release()} {platform.machine()}",
         python=platform.python_version(),
-        cuda=torch.version.cuda if on_cuda else None,
+        cuda=torch.version.cuda if kind == "cuda" else None,
         packages={name: _version(name) for name in PACKAGES},
         hfbench_commit=_commit(),
+        **asdict(describe_settings(torch.device(kind))),
     )
 
 
@@ -341,12 +379,15 @@ def _parse_accelerate_launch(words: Sequence[str]) -> int:
 
 
 def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    if platform.system() == "Darwin":  # Python calls all of its processors "arm"
+        names = [_output_of("sysctl", "-n", "machdep.cpu.brand_string")]
+    else:
+        try:
+            lines = Path("/proc/cpuinfo").read_text().splitlines()
+        except OSError:
+            lines = []
+        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return (names and names[0]) or platform.processor() or platform.machine()
 
 
 def _version(package: str) -> str:
@@ -361,16 +402,13 @@ def _commit() -> str | None:
     root = Path(__file__).parents[1]
     if not (root / ".git").exists():
         return None
-    command = [
-        "git",
-        "-C",
-        str(root),
-        "describe",
-        "--always",
-        "--abbrev=40",
-        "--dirty",
-        "--exclude=*",
-    ]
+    return _output_of(
+        "git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"
+    )
+
+
+def _output_of(*command: str) -> str | None:
+    """Return what a command prints; ``None`` if there is no such command, or it fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):

@@ -18,6 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from hfbench.clock import synchronize
+from hfbench.devices import why_no_tf32
 from hfbench.result import Compute
 
 _IMAGES = 2  # batch norm needs more than one
@@ -192,7 +193,7 @@ def describe_compute(
 
 def _name_dtype(dtype: torch.dtype, device: torch.device) -> str | None:
     """Name the type, or ``None`` where matrix products and convolutions differ in theirs."""
-    if dtype != torch.float32 or device.type != "cuda":
+    if dtype != torch.float32 or why_no_tf32(device):
         return _NAMES[dtype]
     backends = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]
     found = {backend.fp32_precision == "tf32" for backend in backends}

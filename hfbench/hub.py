@@ -11,6 +11,7 @@ from hfbench.errors import HubError, first_line
 from hfbench.harmless import fenced, for_json, for_markdown, for_terminal, without_credentials
 from hfbench.recipe import EMBEDDED_DATASETS, local_path
 from hfbench.result import CONFUSION_FILE, CURVES_FILE, HubInfo, Result
+from hfbench.sharing import say_shared
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
@@ -271,6 +272,7 @@ def _time_table(result: Result) -> list[str]:
         "|---|---|",
         *(f"| {for_markdown(a)} | {for_markdown(b)} |" for a, b in rows),
         "",
+        *([for_markdown(shared), ""] if (shared := say_shared([result])) else []),
     ]
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from hfbench.data import ImageBatches
+from hfbench.devices import why_no_tf32
 from hfbench.recipe import Recipe
 from hfbench.settings import tf32_set
 from hfbench.training import EpochSampler
@@ -160,9 +161,11 @@ def _round_at_random(model: nn.Module, roundoff: float) -> None:
 def precision_of(recipe: Recipe, device: torch.device) -> str:
     """Return the lowest precision that a recipe computes in on a device.
 
-    TF32 counts where the recipe leaves it to torch, since torch has it on for convolutions.
+    Where a device has TF32 it counts if the recipe leaves it to torch too, which has it on for
+    convolutions.
     """
     for name in ("fp16", "bf16"):
         if recipe.argument(name):
             return name
-    return "tf32" if device.type == "cuda" and recipe.argument("tf32") is not False else "fp32"
+    tf32 = why_no_tf32(device) is None and recipe.argument("tf32") is not False
+    return "tf32" if tf32 else "fp32"

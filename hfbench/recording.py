@@ -69,6 +69,7 @@ def record(
         budget=clock.budget(),
         compute=compute,
         energy=clock.energy(),
+        conditions=clock.conditions(),
         predictions_sha256=predictions_sha256,
     )
 

@@ -17,8 +17,10 @@ from hfbench.environment import Environment
 from hfbench.errors import ResultError
 from hfbench.recipe import Recipe, local_path
 
-SCHEMA_VERSION = 2  # 2 added budget, compute, energy and calibration_error
-_READABLE_VERSIONS = (1, 2)  # what 1 does not have is None
+# 2 added budget, compute, energy and calibration_error; 3 driver, power limit,
+# MIG profile and conditions.
+SCHEMA_VERSION = 3
+_READABLE_VERSIONS = (1, 2, 3)  # what older ones do not have is None
 RESULT_FILE = "result.json"
 RECIPE_FILE = "recipe.json"
 PREDICTIONS_FILE = "predictions.npz"
@@ -198,6 +200,21 @@ class Energy(Part):
     note: str | None = None
 
 
+class Conditions(Part):
+    """What else went on while the training call was measured, over all sessions.
+
+    Attributes:
+        other_processes: On the GPUs in use, by NVML: the most that were seen at one time, once a
+            minute; ``None`` if nobody could look.
+        other_processes_mib: The most device memory that they held.
+        note: Why a value is ``None``.
+    """
+
+    other_processes: int | None
+    other_processes_mib: float | None
+    note: str | None = None
+
+
 class Throughput(Part):
     """Training speed in the steady state.
 
@@ -323,6 +340,7 @@ class Result(Part):
     budget: TimeBudget | None = None
     compute: Compute | None = None
     energy: Energy | None = None
+    conditions: Conditions | None = None
     predictions_sha256: str | None = None  # of predictions.npz; None of an older result
 
     _folder: Path | None = PrivateAttr(None)

@@ -8,6 +8,7 @@ import torch
 from transformers.training_args import OptimizerNames
 
 from hfbench.allocator import keeps_freed_memory
+from hfbench.devices import why_no_tf32
 from hfbench.environment import requested_processes
 from hfbench.precision import find_slow_precision
 from hfbench.recipe import Recipe
@@ -22,16 +23,18 @@ def observe_switches(recipe: Recipe, trainer: BenchTrainer) -> dict[str, Switch]
     on_cpu = args.device.type == "cpu"
     names = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
     base = getattr(loader, "base_dataloader", loader)
-    pinned = bool(base.pin_memory) and not on_cpu
+    on_mps = args.device.type == "mps"  # where torch's loader warns, and goes on without
+    pinned = bool(base.pin_memory) and not on_cpu and not on_mps
     non_blocking = bool(getattr(loader, "_non_blocking", False)) and pinned
     accelerator_config = recipe.argument("accelerator_config") or {}
     no_copy = "nothing is copied: the model is on the CPU" if on_cpu else None
+    no_pins = no_copy or ("torch's loader pins nothing on MPS" if on_mps else None)
     compiled = (
         "compiled: taken from the accelerator's settings" if trainer.seen_dtype is None else None
     )
     applied_dtype = names[trainer.seen_dtype or trainer.requested_dtype]
     wanted = (name for name in ("fp16", "bf16") if recipe.argument(name))
-    tf32 = recipe.argument("tf32")
+    tf32, no_tf32 = recipe.argument("tf32"), why_no_tf32(args.device)
     attention = getattr(getattr(trainer.model, "config", None), "_attn_implementation", None)
 
     def switch(requested: Any, applied: Any, reason: str | None = None) -> Switch:
@@ -40,8 +43,8 @@ def observe_switches(recipe: Recipe, trainer: BenchTrainer) -> dict[str, Switch]
         )
 
     def tf32_switch(name: str) -> Switch:
-        active = trainer.seen_tf32[name] and args.device.type == "cuda"
-        return switch(tf32, active, "not set: torch's default")
+        active = trainer.seen_tf32[name] and no_tf32 is None
+        return switch(tf32, active, no_tf32 or "not set: torch's default")
 
     return {
         "precision": Switch(
@@ -51,7 +54,7 @@ def observe_switches(recipe: Recipe, trainer: BenchTrainer) -> dict[str, Switch]
         ),
         "tf32_matmul": tf32_switch("matmul"),
         "tf32_convolution": tf32_switch("convolution"),
-        "dataloader_pin_memory": switch(recipe.argument("dataloader_pin_memory"), pinned, no_copy),
+        "dataloader_pin_memory": switch(recipe.argument("dataloader_pin_memory"), pinned, no_pins),
         "non_blocking": switch(
             bool(accelerator_config.get("non_blocking", False)),
             non_blocking,

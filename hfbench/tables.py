@@ -20,6 +20,7 @@ from hfbench.loss_scale import say_skipped
 from hfbench.quantities import duration, percent
 from hfbench.recipe import Recipe
 from hfbench.result import Result, Run, load_result
+from hfbench.sharing import say_shared
 
 _RUN_COLUMNS = (
     "recipe",
@@ -211,6 +212,7 @@ def _remarks(result: Result) -> list[str]:
         f"Measured in {_count(processes, 'process', 'es')} on {machine.device_name}, "
         f"{machine.cpu_cores} CPU cores."
     ]
+    lines += filter(None, [say_shared([result])])
     if result.metrics.test is None:
         lines.append("Synthetic data: labels mean nothing, so there is no accuracy.")
     if result.training.train_loss is None:

@@ -25,7 +25,7 @@ def comparison_tables(comparison: Comparison) -> Group:
     parts: list[Table | Text] = [
         Text(f"{b} against {a}", style="bold"),
         Text(comparison.sentence, style="bold green" if comparison.speed == "faster" else "bold"),
-        *([Text(comparison.order, style="yellow")] if comparison.order else []),
+        *(Text(line, style="yellow") for line in (comparison.order, comparison.shared) if line),
         *([Text(comparison.ablation)] if comparison.ablation else []),
         *(Text(line) for line in _say_beyond(comparison)),
         _quantities(comparison, a, b),

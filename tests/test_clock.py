@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -16,6 +17,9 @@ import hfbench.clock
 import hfbench.timeline
 from hfbench.clock import Clock, measure_memory, reset_memory
 from hfbench.energy import Counter, Meter
+from hfbench.nvml import Neighbours
+from hfbench.result import Conditions
+from tests.fake_nvml import Card, FakeNvml
 
 CPU = torch.device("cpu")
 
@@ -504,3 +508,64 @@ def test_checkpoint_keeps_the_time_of_its_own_save(time: FakeTime) -> None:
     assert kept["execution_seconds"] == 1.0 + 3.0
     assert clock.times.save_seconds == 3.5
     assert clock.times.execution_seconds == 4.5
+
+
+# Conditions
+
+
+@pytest.fixture
+def card(monkeypatch: pytest.MonkeyPatch) -> Card:
+    """Return the card that each session looks at, though its steps are made on the CPU."""
+    card = Card(computing={os.getpid(): 2**20})
+    device = FakeNvml(GPU_a=card).install(monkeypatch, "a")
+    monkeypatch.setattr(hfbench.clock, "Neighbours", lambda _: Neighbours(device))
+    return card
+
+
+def test_most_of_the_other_processes_seen_at_a_time_are_kept(card: Card, time: FakeTime) -> None:
+    clock = Clock()
+    session = Session(clock, time, max_steps=8)
+    session.begin()
+    session.step()
+    card.computing |= {1: 300 * 2**20, 2: 100 * 2**20}
+    session.step(seconds=61.0)
+    del card.computing[2]
+    session.step(seconds=61.0)
+    session.end()
+    assert clock.conditions() == Conditions(other_processes=2, other_processes_mib=400.0)
+
+    later = Clock()
+    later.resume(json.loads(json.dumps(clock.state())))
+    session = Session(later, time, max_steps=8, global_step=3)
+    del card.computing[1]
+    session.end()
+    assert later.conditions() == clock.conditions()
+
+
+def test_card_that_nobody_else_was_on(card: Card, time: FakeTime) -> None:
+    clock = Clock()
+    Session(clock, time, max_steps=8).end()
+    assert clock.conditions() == Conditions(other_processes=0, other_processes_mib=0.0)
+
+
+def test_session_that_could_not_look_leaves_only_what_was_seen(card: Card, time: FakeTime) -> None:
+    old = {"sessions": 1}  # a checkpoint of an older version
+    clock = Clock()
+    clock.resume(old)
+    Session(clock, time, max_steps=8).end()
+    assert clock.conditions() == Conditions(
+        other_processes=None, other_processes_mib=None, note="an earlier session did not look"
+    )
+    card.computing[1] = 2**20
+    clock = Clock()
+    clock.resume(old)
+    Session(clock, time, max_steps=8).end()
+    assert clock.conditions() == Conditions(other_processes=1, other_processes_mib=1.0)
+
+
+def test_run_on_a_cpu_has_no_card_to_share(time: FakeTime) -> None:
+    clock = Clock()
+    Session(clock, time, max_steps=8).end()
+    assert clock.conditions() == Conditions(
+        other_processes=None, other_processes_mib=None, note="no NVIDIA GPU was used"
+    )

@@ -490,6 +490,19 @@ def test_kernel_and_commit_are_stated_and_not_refused() -> None:
     assert found == ["platform", "hfbench_commit"]
 
 
+def test_devices_that_no_run_used_are_stated_and_those_in_use_are_named() -> None:
+    """`CUDA_VISIBLE_DEVICES` shows one GPU or eight: a run in one process uses one."""
+    gpu = {"device_type": "cuda", "device_name": "Some GPU"}
+    seen = [make_result(environment=gpu | {"device_count": count}) for count in (1, 8)]
+    found = compare(*seen)
+    assert [(item.name, item.baseline, item.candidate) for item in found.circumstances] == [
+        ("device_count", 1, 8)
+    ]
+    assert found.beyond == []
+    several = make_result(environment=seen[1].environment.model_dump(), training={"world_size": 8})
+    assert "the number of processes (8 instead of 1)" in compare(seen[1], several).sentence
+
+
 def test_other_images_in_the_predictions_are_refused(tmp_path: Path) -> None:
     baseline, candidate = make_up(tmp_path, 1.5, 0.0, 2)
     for run in candidate:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 
 from hfbench.energy import meter_cpu, meter_devices, meter_gpus
+from tests.fake_nvml import Card, FakeNvml
 
 
 class Powercap:
@@ -33,31 +32,6 @@ def powercap(tmp_path: Path) -> Powercap:
     """Return an empty folder."""
     (tmp_path / "intel-rapl").mkdir()
     return Powercap(tmp_path)
-
-
-class Nvml:
-    """Stand in for `pynvml`; millijoules by identity."""
-
-    class NVMLError(Exception):
-        pass
-
-    def __init__(self, **energy: int) -> None:
-        self.energy = {name.replace("_", "-"): value for name, value in energy.items()}
-        self.broken: set[str] = set()
-
-    def nvmlInit(self) -> None:  # noqa: N802
-        if "init" in self.broken:
-            raise self.NVMLError("Driver Not Loaded")
-
-    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:  # noqa: N802
-        if uuid not in self.energy:
-            raise self.NVMLError("Not Found")
-        return uuid
-
-    def nvmlDeviceGetTotalEnergyConsumption(self, handle: str) -> int:  # noqa: N802
-        if handle in self.broken:
-            raise self.NVMLError("Not Supported")
-        return self.energy[handle]
 
 
 # CPU packages
@@ -120,34 +94,37 @@ def test_counter_that_disappears_makes_the_rest_unknown(powercap: Powercap) -> N
 
 
 def test_gpus_of_the_run_are_summed_and_others_are_not() -> None:
-    nvml = Nvml(GPU_a=1000, GPU_b=2000, GPU_c=0)
-    meter = meter_gpus(["a", "GPU-b"], nvml)
-    nvml.energy |= {"GPU-a": 4000, "GPU-b": 2500, "GPU-c": 9000}
+    nvml = FakeNvml(GPU_a=Card(), GPU_b=Card(), GPU_c=Card())
+    meter = meter_gpus(nvml.gpus()[:2], nvml)
+    for uuid, energy in (("GPU-a", 3000), ("GPU-b", 500), ("GPU-c", 9000)):
+        nvml.cards[uuid].millijoules = energy
     assert meter.update() == 3.0 + 0.5
     assert meter.note is None
 
 
 def test_gpu_without_a_counter_is_said() -> None:
-    nvml = Nvml(GPU_a=0)
+    nvml = FakeNvml(GPU_a=Card())
     nvml.broken.add("GPU-a")
-    meter = meter_gpus(["a"], nvml)
+    meter = meter_gpus(nvml.gpus(), nvml)
     assert meter.update() is None
     assert meter.note == "NVML keeps no count of this GPU: Not Supported"
 
 
-@pytest.mark.parametrize(("broken", "uuid"), [("init", "a"), ("", "b")])
-def test_nvml_that_does_not_answer_is_said(broken: str, uuid: str) -> None:
-    nvml = Nvml(GPU_a=0)
+@pytest.mark.parametrize(("broken", "uuid"), [("nvmlInit", "a"), ("", "b")])
+def test_nvml_that_does_not_answer_is_said(
+    broken: str, uuid: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nvml = FakeNvml(GPU_a=Card())
     nvml.broken.add(broken)
-    meter = meter_gpus([uuid], nvml)
+    meter = meter_devices(nvml.install(monkeypatch, uuid))
     assert meter.update() is None
     assert str(meter.note).startswith("NVML does not answer: ")
 
 
 def test_counter_that_starts_anew_is_no_saving() -> None:
-    nvml = Nvml(GPU_a=5000)
-    meter = meter_gpus(["a"], nvml)
-    nvml.energy["GPU-a"] = 10
+    nvml = FakeNvml(GPU_a=Card(millijoules=5000))
+    meter = meter_gpus(nvml.gpus(), nvml)
+    nvml.cards["GPU-a"].millijoules = 10
     assert meter.update() is None
     assert meter.note == "the counter was reset"
 
@@ -183,14 +160,14 @@ def test_main_process_counts_for_all_that_it_can_see(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # The driver's number of a GPU is not that which the process sees; its identity is.
-    nvml: Any = Nvml(GPU_3=0, GPU_2=0, GPU_1=0, GPU_0=0)
-    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    nvml = FakeNvml(GPU_3=Card(), GPU_2=Card(), GPU_1=Card(), GPU_0=Card())
+    nvml.install(monkeypatch, *map(str, range(4)))
     monkeypatch.setenv("WORLD_SIZE", str(world))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(here))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda i: SimpleNamespace(uuid=i))
     meter = meter_devices(torch.device("cuda", device))
-    nvml.energy |= {f"GPU-{number}": 1000 * 2**number for number in range(4)}
+    for number in range(4):
+        nvml.cards[f"GPU-{number}"].millijoules = 1000 * 2**number
 
     assert meter.update() == expected
     assert meter.note == note or str(meter.note).startswith(str(note))

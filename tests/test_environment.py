@@ -359,7 +359,6 @@ SOME = Environment(
     ("change", "difference"),
     [
         ({"device_name": "Other GPU"}, ("device_name", "Some GPU", "Other GPU")),
-        ({"device_count": 1}, ("device_count", 2, 1)),
         ({"device_memory_mib": 40960.0}, ("device_memory_gib", 80, 40)),
         ({"cpu": "Other CPU"}, ("cpu", "Some CPU", "Other CPU")),
         ({"cpu_cores": 8}, ("cpu_cores", 16, 8)),
@@ -387,9 +386,10 @@ def test_hardware_and_versions_make_another_environment(
         {"platform": "Linux 6.12.3 x86_64"},
         {"memory_mib": 131072.0 - 300, "device_memory_mib": 81920.0 + 90},
         {"hfbench_commit": "def-dirty"},
+        {"device_count": 8},  # with another CUDA_VISIBLE_DEVICES
     ],
 )
-def test_kernel_and_commit_and_a_few_mib_do_not(change: dict[str, Any]) -> None:
+def test_kernel_and_commit_a_few_mib_and_idle_devices_do_not(change: dict[str, Any]) -> None:
     assert environment_differences(SOME, SOME.model_copy(update=change)) == []
 
 

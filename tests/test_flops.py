@@ -40,6 +40,7 @@ class FakeTime:
 def peak(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every device reach 96 kFLOP/s."""
     monkeypatch.setattr(hfbench.flops, "measure_matmul_peak", lambda dtype, device: 96_000.0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
 
 
 @pytest.fixture
@@ -252,3 +253,12 @@ def test_tf32_is_a_type_of_its_own(mode: str, name: str, tf32: Any) -> None:
     compute = describe_compute(linear(), 4, torch.float32, CUDA, 50.0, 1)
     assert (compute.dtype, compute.utilization) == (name, 1.0)
     assert describe_compute(linear(), 4, torch.float32, CPU, 50.0, 1).dtype == "fp32"
+
+
+@pytest.mark.usefixtures("peak")
+def test_gpu_without_tf32_computes_in_float32_whatever_the_switches_say(
+    tf32: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    tf32("tf32", "tf32")
+    assert describe_compute(linear(), 4, torch.float32, CUDA, 50.0, 1).dtype == "fp32"

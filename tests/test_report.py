@@ -392,7 +392,7 @@ def test_other_machines_are_shown_apart(tmp_path: Path) -> None:
     (device,) = (
         row for row in read_csv(tmp_path / "report", "machines") if row["what"] == "device"
     )
-    assert {device["A"], device["B"]} == {"1 × Some CPU", "1 × Older CPU"}
+    assert {device["A"], device["B"]} == {"Some CPU", "Older CPU"}
     (pair,) = read_csv(tmp_path / "report", "comparisons")
     assert (pair["baseline"], pair["pairs"]) == ("plain", "2")
 

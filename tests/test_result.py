@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from hfbench.environment import environment_differences
 from hfbench.errors import ResultError
 from hfbench.result import (
+    SCHEMA_VERSION,
     TimeBudget,
     find_runs,
     load_result,
@@ -64,6 +66,12 @@ def test_half_written_result_is_no_finished_run(
 
 # Reading
 
+# What older versions of the schema lack, by the part that it is in.
+NEWER = {
+    "": ("conditions",),
+    "environment": ("driver", "power_limit_watts", "mig_profile", "device_note"),
+}
+
 
 @pytest.mark.parametrize("part", ["result.json", "", ".."])
 def test_result_is_loaded_by_file_by_folder_and_by_recipe(part: str, tmp_path: Path) -> None:
@@ -104,10 +112,27 @@ def test_other_schema_version_is_refused(tmp_path: Path) -> None:
     folder = save_run(tmp_path, "one", "1")
     file = folder / "result.json"
     content = json.loads(file.read_text("utf-8"))
-    for version, said in ((3, "3"), (None, "None")):
+    for version in (SCHEMA_VERSION + 1, None):
         file.write_text(json.dumps(content | {"schema_version": version}), "utf-8")
-        with pytest.raises(ResultError, match=f"schema_version {said}, expected 2; run the recipe"):
+        expected = f"schema_version {version}, expected {SCHEMA_VERSION}; run the recipe"
+        with pytest.raises(ResultError, match=expected):
             load_result(folder)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_result_of_an_older_schema_version_is_read_and_compares(
+    version: int, tmp_path: Path
+) -> None:
+    folder = save_run(tmp_path, "one", "1")
+    file = folder / "result.json"
+    content = json.loads(file.read_text("utf-8"))
+    for part, names in NEWER.items():
+        for name in names:
+            del (content[part] if part else content)[name]
+    file.write_text(json.dumps(content | {"schema_version": version}), "utf-8")
+    old, new = load_result(folder), load_result(save_run(tmp_path, "one", "2"))
+    assert (old.schema_version, old.environment.driver) == (version, None)
+    assert environment_differences(old.environment, new.environment) == []
 
 
 @pytest.mark.parametrize("text", ["", "[]", "null", "3"])

@@ -30,7 +30,7 @@ def machines_section(runs: Collection) -> Section:
 def _facts(environment: Environment) -> dict[str, str]:
     memory = environment.device_memory_mib
     facts = {
-        "device": f"{environment.device_count} × {environment.device_name}",
+        "device": environment.device_name,
         "device memory": "none of its own" if memory is None else f"{memory / 1024:.0f} GiB",
         "CPU": f"{environment.cpu}, {environment.cpu_cores} cores",
         "memory": f"{environment.memory_mib / 1024:.0f} GiB",
@@ -38,9 +38,22 @@ def _facts(environment: Environment) -> dict[str, str]:
         "system": environment.platform,
         "Python": environment.python,
         "CUDA": environment.cuda or "none",
+        **_gpu_facts(environment),
         "hfbench's commit": environment.hfbench_commit or "not from a checkout",
     }
     return facts | environment.packages
+
+
+def _gpu_facts(environment: Environment) -> dict[str, str]:
+    if environment.device_type != "cuda":
+        return {}
+    watts = environment.power_limit_watts
+    facts = {
+        "driver": environment.driver,
+        "power limit": None if watts is None else f"{watts:.0f} W",
+        "MIG profile": environment.mig_profile,
+    }
+    return {name: value or "not known" for name, value in facts.items()}
 
 
 def _applied(sets: Sequence[RunSet]) -> Table:

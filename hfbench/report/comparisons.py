@@ -92,7 +92,7 @@ def _pair_section(pair: Pair) -> Section:
     name = anchor(pair.candidate.label)
     blocks: list[Block] = [
         Paragraph(f"{found.sentence[0].upper()}{found.sentence[1:]}."),
-        *([Paragraph(found.ablation)] if found.ablation else []),
+        *(Paragraph(line) for line in (found.shared, found.ablation) if line),
         _quantities(found, name),
     ]
     blocks += _accuracy_blocks(found, name)

@@ -83,7 +83,7 @@ def test_result_counts_what_was_trained(pair: Pair) -> None:
     untuned, tuned = (read_result(run) for run in pair.runs)
     for result, run in zip((untuned, tuned), pair.runs, strict=True):
         assert result["run_id"] == run.name
-        assert result["schema_version"] == 2
+        assert result["schema_version"] == 3
         assert result["data"]["train_samples"] == result["metrics"]["train"]["samples"] == 200
         assert result["data"]["eval_samples"] == result["metrics"]["test"]["samples"] == 360
         assert (result["training"]["world_size"], result["training"]["sessions"]) == (1, 1)
