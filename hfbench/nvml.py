@@ -35,7 +35,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class GpuSettings:
-    """How the GPUs of a run are set up; `hfbench.environment.Environment` has the same fields."""
+    """How the GPUs of a run are set up; `Environment` has the same fields."""
 
     driver: str | None = None
     power_limit_watts: float | None = None

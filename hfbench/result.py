@@ -148,7 +148,8 @@ class TimeBudget(Part):
         optimizer_seconds: Gradient clipping, optimizer, learning rate, zeroing gradients.
         evaluation_seconds: Evaluations inside the training call.
         save_seconds: Checkpoints inside the training call.
-        overhead_seconds: Trainer's bookkeeping between these: callbacks, logging.
+        overhead_seconds: Trainer's bookkeeping between these: callbacks, logging, and with several
+            processes the exchange of how many images the batch of each has.
     """
 
     start_seconds: float

@@ -8,6 +8,7 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -244,14 +245,20 @@ class BenchTrainer(ResumableTrainer):
         length = len(self.train_dataset)  # type: ignore[arg-type]
         return EpochSampler(length, seed, lambda: int(self.state.epoch or 0))
 
-    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
-        """Time the wait for data: here batches are fetched, before any step callback."""
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Any]:
+        """Time the wait for data: here batches are fetched, before any step callback.
+
+        As `Trainer` does it, but the number of items is asked for when they are there: with several
+        processes each waits for the others to tell theirs, and not for data.
+        """
         self.clock.wait_for_data()
         with self.clock.measure("data_wait"):
-            batches, items = super().get_batch_samples(*args, **kwargs)
-        self.clock.count_samples(sum(map(find_batch_size, batches)))
+            batches = list(islice(epoch_iterator, num_batches))
         self.clock.timeline.enter("overhead")
-        return batches, items
+        self.clock.count_samples(sum(map(find_batch_size, batches)))
+        return batches, self._get_num_items_in_batch(batches, device)
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
         # Each image has its label: to look for those to ignore takes a third of fetching a batch,

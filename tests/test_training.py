@@ -496,6 +496,38 @@ def test_each_part_of_the_work_is_in_its_place_of_the_budget(
     assert trainer.clock.times.execution_seconds == sum(budget.model_dump().values())
 
 
+def test_processes_that_wait_for_each_other_do_not_wait_for_data(
+    vit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trainer gathers the number of items of all processes where it fetches batches."""
+    time = FakeTime()
+    for module in (hfbench.clock, hfbench.timeline):
+        monkeypatch.setattr(module, "time", time)
+    trainer = make_trainer(tiny_recipe(vit, pretrained=True), tmp_path)
+    make_each_part_take_its_time(trainer, time)
+    batches = iter(trainer.get_train_dataloader())
+
+    def gather(mine: Tensor) -> Tensor:
+        time.now += 512.0
+        return torch.stack([mine, mine + 3])
+
+    monkeypatch.setattr(trainer.accelerator, "gather", gather)
+    monkeypatch.setattr(TrainingArguments, "world_size", 2)
+    clock = trainer.clock
+    clock.start(trainer.args.device)
+    clock.timeline.enter("forward")  # the first step is behind
+    fetched, items = trainer.get_batch_samples(batches, 2, trainer.args.device)
+    clock.stop(trainer.args.device)
+
+    assert (len(fetched), int(items)) == (2, 8 + 8 + (8 + 8 + 3))
+    budget = clock.budget()
+    assert budget is not None
+    # Three batches are fetched, one ahead, and two of them copied.
+    assert clock.times.data_wait_seconds == 3 * 1 + 2 * 2
+    assert (budget.data_wait_seconds, budget.copy_seconds) == (3, 2 * 2)
+    assert (budget.overhead_seconds, clock.times.execution_seconds) == (512, 512 + 7)
+
+
 def test_training_is_the_same_whether_it_is_timed_or_not(vit: Path, tmp_path: Path) -> None:
     def train(timed: bool) -> dict[str, Tensor]:
         trainer = make_trainer(tiny_recipe(vit, pretrained=True), tmp_path)
