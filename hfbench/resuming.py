@@ -5,6 +5,9 @@ logged yet, an evaluation that was due at the checkpoint's step, and the end of 
 checkpoint was written before. `ResumableTrainer` keeps them in the checkpoint and makes up for
 them. It also writes checkpoints of its own, which no recipe asks for and no time of a run counts:
 when it is stopped, and after the last step, before anything else can fail.
+
+On a CPU such a run ends with the same weights, bit for bit. On CUDA two equal runs differ already,
+since some sums have no fixed order there; a resumed one is meant to be no farther from them.
 """
 
 from __future__ import annotations

@@ -9,13 +9,13 @@ from rich.text import Text
 from hfbench.quantities import duration
 from hfbench.ratio import Ratio
 from hfbench.tables import PlainTable
-from hfbench.tune_plan import ROUNDING, SAME_NUMBERS
+from hfbench.tune_plan import ROUNDING, SAME_ARITHMETIC
 from hfbench.tune_result import Trial, Tuning
 
 _MISSING = "–"
 _RATIO_WIDTH = 13  # of an interval, below its ratio: fixed, so that 80 columns are enough
 _STYLES = {"taken": "green", "slower": "red"}
-_RESULTS = {SAME_NUMBERS: "same", ROUNDING: "rounding", "": _MISSING}
+_RESULTS = {SAME_ARITHMETIC: "same", ROUNDING: "rounding", "": _MISSING}
 
 
 def tuning_tables(tuning: Tuning) -> Group:

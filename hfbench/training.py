@@ -1,4 +1,4 @@
-"""The trainer: `transformers.Trainer` with correct accumulation, exact resume and a clock."""
+"""The trainer: `transformers.Trainer` with correct accumulation, complete resume and a clock."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ class EpochSampler(torch.utils.data.Sampler[int]):
 
 
 class BenchTrainer(ResumableTrainer):
-    """A `Trainer` that measures, preprocesses where the recipe says, and resumes exactly."""
+    """A `Trainer` that measures, preprocesses where the recipe says, and resumes completely."""
 
     def __init__(
         self,

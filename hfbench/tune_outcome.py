@@ -12,7 +12,7 @@ from hfbench.tune_plan import (
     CHECK_BATCH,
     LARGER_BATCH,
     ROUNDING,
-    SAME_NUMBERS,
+    SAME_ARITHMETIC,
     accumulation_of,
     micro_batch_of,
 )
@@ -140,7 +140,7 @@ def _say_notes(search: Search, recipe: Recipe, stopped: bool) -> list[str]:
             "optimizer step takes too long here. Ratios may differ in larger batches."
         )
     taken = [trial for trial in search.trials if trial.outcome == "taken"]
-    doubtful = {t.technique: t.effect for t in taken if t.effect not in (SAME_NUMBERS, ROUNDING)}
+    doubtful = {t.technique: t.effect for t in taken if t.effect not in (SAME_ARITHMETIC, ROUNDING)}
     notes += [f"{technique}: {effect}." for technique, effect in doubtful.items()]
     if any(trial.technique == LARGER_BATCH for trial in taken):
         notes.append(f"learning_rate was left alone; {CHECK_BATCH.partition(':')[0]} needs others.")

@@ -24,7 +24,7 @@ BATCH = "training_args.per_device_train_batch_size"
 STEPS = "training_args.gradient_accumulation_steps"
 _NEIGHBOUR = 1.5  # a micro-batch that is nearer than this factor is hardly another one
 
-SAME_NUMBERS = "same numbers"
+SAME_ARITHMETIC = "same arithmetic"  # on CUDA two equal runs differ all the same
 ROUNDING = "same but for rounding"
 CHECK_PRECISION = "other precision: check accuracy"
 CHECK_BATCH_NORM = "batch norm sees other batches: check accuracy"
@@ -173,7 +173,7 @@ def _usable_cores() -> int:
 def _locations(recipe: Recipe, subject: Subject) -> Iterator[Candidate]:
     other = "host" if recipe.preprocessing.location == "device" else "device"
     settings = {"preprocessing.location": other}
-    effect = SAME_NUMBERS if subject.device_type == "cpu" else ROUNDING
+    effect = SAME_ARITHMETIC if subject.device_type == "cpu" else ROUNDING
     yield Candidate("preprocessing", f"on the {other}", settings, effect)
 
 
@@ -214,7 +214,7 @@ def _kept_memory(recipe: Recipe, subject: Subject) -> Iterator[Candidate]:
     if subject.device_type == "cpu" and can_keep_freed_memory():
         on = not recipe.model.keep_freed_memory
         word = "on" if on else "off"
-        yield Candidate("kept memory", word, {"model.keep_freed_memory": on}, SAME_NUMBERS)
+        yield Candidate("kept memory", word, {"model.keep_freed_memory": on}, SAME_ARITHMETIC)
 
 
 def _optimizers(recipe: Recipe, subject: Subject) -> Iterator[Candidate]:
@@ -227,7 +227,7 @@ def _optimizers(recipe: Recipe, subject: Subject) -> Iterator[Candidate]:
 def _nan_filters(recipe: Recipe, subject: Subject) -> Iterator[Candidate]:
     if recipe.argument("logging_nan_inf_filter"):
         settings = {"training_args.logging_nan_inf_filter": False}
-        yield Candidate("NaN filter", "off", settings, SAME_NUMBERS)
+        yield Candidate("NaN filter", "off", settings, SAME_ARITHMETIC)
 
 
 def _attentions(recipe: Recipe, subject: Subject) -> Iterator[Candidate]:
@@ -251,7 +251,7 @@ def _workers(recipe: Recipe, subject: Subject) -> Iterator[Candidate]:
         }
         if count <= subject.cores:
             word = "1 process" if count == 1 else f"{count or 'no'} processes"
-            yield Candidate("loader workers", word, settings, SAME_NUMBERS)
+            yield Candidate("loader workers", word, settings, SAME_ARITHMETIC)
 
 
 def _pinned_memory(recipe: Recipe, subject: Subject) -> Iterator[Candidate]:
@@ -262,7 +262,7 @@ def _pinned_memory(recipe: Recipe, subject: Subject) -> Iterator[Candidate]:
     if subject.device_type not in ("cpu", "mps"):
         on = not all(setting_of(recipe, name) for name in names)
         word = "with non-blocking copies" if on else "off"
-        yield Candidate("pinned memory", word, dict.fromkeys(names, on), SAME_NUMBERS)
+        yield Candidate("pinned memory", word, dict.fromkeys(names, on), SAME_ARITHMETIC)
 
 
 def _micro_batches(recipe: Recipe, subject: Subject) -> Iterator[Candidate]:
