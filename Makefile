@@ -21,18 +21,19 @@ gpu: $(VENV)/.installed-test  ## Try what only a GPU can show, in five minutes; 
 	$(BIN)/python -m pytest -m gpu --numprocesses=0 $(PYTEST_ARGS) || status=$$?; exit $$status
 
 campaign: $(VENV)/.installed-test  ## Kill, damage, drift and misuse at random; some ten minutes each, PYTEST_ARGS are passed on
-	$(BIN)/python -m pytest -m campaign --numprocesses=0 $(PYTEST_ARGS) tests/campaigns
+	$(BIN)/python -m pytest -m campaign --numprocesses=0 --timeout=0 $(PYTEST_ARGS) tests/campaigns
 
-lint: $(VENV)/.installed-dev  ## Check style and format with ruff
+lint: $(VENV)/.installed-dev  ## Check style and format with ruff, and which room imports which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 
 type: $(VENV)/.installed-dev  ## Check types with mypy --strict
 	$(BIN)/mypy
 
 docs: $(VENV)/.installed-dev  ## Write docs/cli.md and docs/recipe.schema.json anew, then check the documentation
 	$(BIN)/hfbench schema > docs/recipe.schema.json
-	$(BIN)/typer hfbench.cli utils docs --name hfbench --output docs/cli.md
+	$(BIN)/typer hfbench.cli.app utils docs --name hfbench --output docs/cli.md
 	$(BIN)/python -m pytest tests/test_docs.py
 
 clean:  ## Remove the virtual environment and caches; runs/ stays

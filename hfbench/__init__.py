@@ -12,33 +12,33 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hfbench.ablation import ablate
-    from hfbench.comparison import Comparison, compare
-    from hfbench.doctor import examine
-    from hfbench.recipe import Recipe, load_recipe
-    from hfbench.repeats import select_repeats
+    from hfbench.comparison.comparison import Comparison, compare
+    from hfbench.comparison.repeats import select_repeats
+    from hfbench.recipe.schema import Recipe, load_recipe
     from hfbench.report import write_report
-    from hfbench.result import Result, load_result, load_results
-    from hfbench.runner import run_recipe
-    from hfbench.suite import run_suite
-    from hfbench.tuning import tune
+    from hfbench.results.schema import Result, load_result, load_results
+    from hfbench.studies.ablation.measure import ablate
+    from hfbench.studies.doctor.examine import examine
+    from hfbench.studies.suite.run import run_suite
+    from hfbench.studies.tune.tuning import tune
+    from hfbench.training.run import run_recipe
 
     __version__: str
 
 _HOMES = {
-    "ablate": "hfbench.ablation",
-    "Comparison": "hfbench.comparison",
-    "compare": "hfbench.comparison",
-    "examine": "hfbench.doctor",
-    "Recipe": "hfbench.recipe",
-    "load_recipe": "hfbench.recipe",
-    "Result": "hfbench.result",
-    "load_result": "hfbench.result",
-    "load_results": "hfbench.result",
-    "run_recipe": "hfbench.runner",
-    "run_suite": "hfbench.suite",
-    "select_repeats": "hfbench.repeats",
-    "tune": "hfbench.tuning",
+    "ablate": "hfbench.studies.ablation.measure",
+    "Comparison": "hfbench.comparison.comparison",
+    "compare": "hfbench.comparison.comparison",
+    "examine": "hfbench.studies.doctor.examine",
+    "Recipe": "hfbench.recipe.schema",
+    "load_recipe": "hfbench.recipe.schema",
+    "Result": "hfbench.results.schema",
+    "load_result": "hfbench.results.schema",
+    "load_results": "hfbench.results.schema",
+    "run_recipe": "hfbench.training.run",
+    "run_suite": "hfbench.studies.suite.run",
+    "select_repeats": "hfbench.comparison.repeats",
+    "tune": "hfbench.studies.tune.tuning",
     "write_report": "hfbench.report",
 }
 

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from hfbench.ablation_analysis import describe_rows, say_verdict
-from hfbench.ablation_gains import Gains
-from hfbench.ablation_plan import Plan
+from hfbench.studies.ablation.analysis import describe_rows, say_verdict
+from hfbench.studies.ablation.gains import Gains
+from hfbench.studies.ablation.plan import Plan
 from tests.drifting import Noise
 
 

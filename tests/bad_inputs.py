@@ -14,8 +14,8 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from hfbench.arguments import OWNED
-from hfbench.recipe import shipped_recipes
+from hfbench.recipe.arguments import OWNED
+from hfbench.recipe.schema import shipped_recipes
 
 SURROGATE = "a\ud800b"
 TOKEN = "hf_" + "a1b2c3d4" * 4

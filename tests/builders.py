@@ -16,13 +16,14 @@ from transformers import (
     set_seed,
 )
 
-from hfbench.clock import Clock
-from hfbench.data import ImageBatches
-from hfbench.environment import Environment
-from hfbench.models import load_model, open_model
-from hfbench.preprocessing import Preprocessing
-from hfbench.recipe import Recipe, check_recipe
-from hfbench.result import (
+from hfbench.data.images import ImageBatches
+from hfbench.data.sources import load_splits
+from hfbench.data.transforms import Preprocessing
+from hfbench.machine.environment import Environment
+from hfbench.models.loading import load_model, open_model
+from hfbench.profiling.clock import Clock
+from hfbench.recipe.schema import Recipe, check_recipe
+from hfbench.results.schema import (
     Compute,
     DataInfo,
     Energy,
@@ -39,8 +40,7 @@ from hfbench.result import (
     save_result,
     write_json,
 )
-from hfbench.sources import load_splits
-from hfbench.training import BenchTrainer, build_trainer, build_training_arguments
+from hfbench.training.trainer import BenchTrainer, build_trainer, build_training_arguments
 
 TIMM = "timm/test_resnet.r160_in1k"  # 0.4 million parameters, with batch norm
 TIMM_VIT = "timm/test_vit.r160_in1k"  # the same without

@@ -33,7 +33,7 @@ def pytest_collection_finish() -> None:
 @pytest.fixture(autouse=True)
 def _cpu_with_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let tests see the same CPU everywhere: many have no units for bfloat16."""
-    monkeypatch.setattr("hfbench.precision.measure_bfloat16_slowdown", lambda: 1.0)
+    monkeypatch.setattr("hfbench.machine.precision.measure_bfloat16_slowdown", lambda: 1.0)
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from hfbench.nvml import Gpu
+from hfbench.machine.nvml import Gpu
 
 
 @dataclass
@@ -83,7 +83,7 @@ class FakeNvml:
         return _list(self.cards[handle].drawing)
 
     def gpus(self) -> list[Gpu]:
-        """Return all cards as `hfbench.nvml.find_gpus` does."""
+        """Return all cards as `hfbench.machine.nvml.find_gpus` does."""
         return [Gpu(uuid, card.parent or uuid) for uuid, card in self.cards.items()]
 
     def install(

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from hfbench.result import Metrics, Result, load_result, save_result, write_json
+from hfbench.results.schema import Metrics, Result, load_result, save_result, write_json
 from tests.builders import make_recipe, make_result, make_split
 
 CLASSES = 10

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from hfbench.comparison import Comparison, compare, judge_together
-from hfbench.recipe import Recipe
-from hfbench.result import Result
-from hfbench.schedule import repeat_recipes, seed_of
+from hfbench.comparison.comparison import Comparison, compare, judge_together
+from hfbench.recipe.schema import Recipe
+from hfbench.results.schema import Result
+from hfbench.studies.suite.plan import repeat_recipes, seed_of
 from tests.builders import make_recipe, make_result
 from tests.drifting import Noise
 

@@ -11,8 +11,8 @@ import pytest
 import transformers
 import typer
 
-from hfbench.cli import app
-from hfbench.recipe import load_recipe, recipe_json_schema, shipped_recipes
+from hfbench.cli.app import app
+from hfbench.recipe.schema import load_recipe, recipe_json_schema, shipped_recipes
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -28,9 +28,9 @@ def test_public_name_can_be_had_from_the_package(name: str) -> None:
 
 
 def test_public_functions_are_those_of_their_modules() -> None:
-    from hfbench.comparison import compare
-    from hfbench.recipe import load_recipe
-    from hfbench.runner import run_recipe
+    from hfbench.comparison.comparison import compare
+    from hfbench.recipe.schema import load_recipe
+    from hfbench.training.run import run_recipe
 
     assert hfbench.load_recipe is load_recipe
     assert hfbench.compare is compare
@@ -57,7 +57,7 @@ def test_star_import_brings_the_public_names() -> None:
 
 def test_import_and_a_look_at_the_recipes_load_nothing_heavy() -> None:
     code = (
-        "import sys, hfbench, hfbench.cli; from hfbench.recipe import shipped_recipes; "
+        "import sys, hfbench, hfbench.cli.app; from hfbench.recipe.schema import shipped_recipes; "
         "shipped_recipes(); print(*sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

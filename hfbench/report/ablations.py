@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from matplotlib import rc_context
 
+from hfbench.comparison.verdict import FASTER, SLOWER
 from hfbench.errors import ResultError, briefly
 from hfbench.report import cells
 from hfbench.report.document import (
@@ -32,11 +33,10 @@ from hfbench.report.drawing import (
     to_svg,
 )
 from hfbench.report.sets import Summary
-from hfbench.verdict import FASTER, SLOWER
 
 if TYPE_CHECKING:
-    from hfbench.ablation_result import Ablation, Accuracy
-    from hfbench.ratio import Ratio
+    from hfbench.comparison.ratio import Ratio
+    from hfbench.studies.ablation.schema import Ablation, Accuracy
 
 _FILES = "*/ablation.json"
 
@@ -55,7 +55,7 @@ def load_ablations(runs: Path) -> tuple[list[Ablation], list[str]]:
         if not any(folder.glob(_FILES)):
             continue
         # It imports torch, which a report of runs does without.
-        from hfbench.ablation_result import load_ablation
+        from hfbench.studies.ablation.schema import load_ablation
 
         try:
             found.append(load_ablation(folder))

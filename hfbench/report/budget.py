@@ -8,7 +8,6 @@ from typing import Any
 
 from matplotlib import rc_context
 
-from hfbench.quantities import duration
 from hfbench.report.document import Figure
 from hfbench.report.drawing import (
     BACKGROUND,
@@ -23,7 +22,8 @@ from hfbench.report.drawing import (
     to_svg,
 )
 from hfbench.report.sets import RunSet, with_n
-from hfbench.result import Result
+from hfbench.results.formats import duration
+from hfbench.results.schema import Result
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hfbench.comparison import MARGIN_POINTS
+from hfbench.comparison.comparison import MARGIN_POINTS
 from hfbench.errors import ResultError
-from hfbench.rechecking import output_folder
-from hfbench.recipe import local_path
+from hfbench.recipe.rechecking import output_folder
+from hfbench.recipe.schema import local_path
 from hfbench.report.ablations import ablation_section, load_ablations
 from hfbench.report.closing import left_out_section, machines_section, reading_section
 from hfbench.report.comparisons import comparison_section
@@ -32,7 +32,7 @@ from hfbench.report.sets import Collection, collect_runs
 from hfbench.report.verdicts import headline, runs_section
 
 if TYPE_CHECKING:
-    from hfbench.ablation_result import Ablation
+    from hfbench.studies.ablation.schema import Ablation
 
 TITLE = "What tuning bought: hfbench report"
 

@@ -6,10 +6,10 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from hfbench.quantities import duration, enough_digits, factor, percent, signed
+from hfbench.comparison.quantities import Row
 from hfbench.report.document import NOT_GIVEN, NOT_MEASURED, NOT_RUN, Cell
 from hfbench.report.sets import Summary
-from hfbench.rows import Row
+from hfbench.results.formats import duration, enough_digits, factor, percent, signed
 
 
 def not_run() -> Cell:

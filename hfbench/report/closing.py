@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hfbench.environment import Environment
+from hfbench.machine.environment import Environment
 from hfbench.report import cells
 from hfbench.report.document import Bullets, Cell, Column, Link, Paragraph, Section, Table
 from hfbench.report.sets import Collection, RunSet

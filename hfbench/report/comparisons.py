@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hfbench.comparison import Comparison
+from hfbench.comparison.comparison import Comparison
+from hfbench.comparison.verdict import AccuracyVerdict
 from hfbench.report import cells
 from hfbench.report.document import Block, Bullets, Cell, Column, Paragraph, Section, Table
 from hfbench.report.sets import Pair, grouped
 from hfbench.report.speed_figures import speedup_figure
 from hfbench.report.verdicts import anchor, anchor_of, counted
-from hfbench.verdict import AccuracyVerdict
 
 _CHANGED_CLASSES = 5
 _QUANTITY = Column("quantity", "quantity", numeric=False)

@@ -10,11 +10,11 @@ from matplotlib import rc_context
 from matplotlib.patches import PathPatch
 from matplotlib.path import Path as Outline
 
-from hfbench.quantities import percent
 from hfbench.report.document import Figure
 from hfbench.report.drawing import SERIES, STYLE, canvas, cut, to_svg
 from hfbench.report.loading import load_predictions
 from hfbench.report.sets import RunSet
+from hfbench.results.formats import percent
 
 NAMED_CLASSES = 20  # more names than this cannot be read along an axis
 _LEVELS = 12  # shades

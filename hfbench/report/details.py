@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from hfbench.quantities import duration
 from hfbench.report import cells
 from hfbench.report.budget import (
     AFTER,
@@ -35,7 +34,8 @@ from hfbench.report.learning_figures import curves_figure, f1_figure, reliabilit
 from hfbench.report.sets import RunSet, grouped, same_test, same_work
 from hfbench.report.speed_figures import tradeoff_figure
 from hfbench.report.verdicts import anchor
-from hfbench.result import Compute, Result
+from hfbench.results.formats import duration
+from hfbench.results.schema import Compute, Result
 
 _SHOWN_MISTAKES = 15
 _SET = Column("recipe", "set", numeric=False)

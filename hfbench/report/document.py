@@ -7,7 +7,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from hfbench.harmless import for_csv
+from hfbench.errors.harmless import for_csv
 
 NOT_RUN = "not run"
 NOT_GIVEN = "not given"

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, LogLocator, MultipleLocator, NullFormatter
 
-from hfbench.harmless import for_terminal
+from hfbench.errors.harmless import for_terminal
 
 # Name of the CSS variable -> light, dark. Text and lines: contrast at least 4.5 and 3 on the
 # background (WCAG 2.2, 1.4.3 and 1.4.11). Series differ in lightness too, for readers who do not

@@ -9,9 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib import rc_context
 
-from hfbench.bounds import parse_json
-from hfbench.calibration import Bin, reliability
-from hfbench.quantities import percent
+from hfbench.machine.bounds import parse_json
 from hfbench.report.confusion import NAMED_CLASSES
 from hfbench.report.document import Figure
 from hfbench.report.drawing import (
@@ -31,7 +29,9 @@ from hfbench.report.drawing import (
 )
 from hfbench.report.loading import calibration_of, load_predictions
 from hfbench.report.sets import RunSet, Summary, with_n
-from hfbench.result import LOG_FILE, Result
+from hfbench.results.calibration import Bin, reliability
+from hfbench.results.formats import percent
+from hfbench.results.schema import LOG_FILE, Result
 
 _NO_ACCURACY = "not measured, since the labels are synthetic"
 _Log = tuple[RunSet, Result, list[dict[str, Any]]]  # what a run logged

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from hfbench import predicted
-from hfbench.calibration import calibration_error
 from hfbench.errors import ResultError, briefly
-from hfbench.predicted import Predictions
-from hfbench.result import RESULT_FILE, Result, find_runs, load_result
+from hfbench.results import predictions as predicted
+from hfbench.results.calibration import calibration_error
+from hfbench.results.predictions import Predictions
+from hfbench.results.schema import RESULT_FILE, Result, find_runs, load_result
 
 
 def load_runs(folder: Path) -> tuple[dict[str, list[Result]], list[str]]:

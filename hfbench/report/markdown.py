@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from hfbench.harmless import for_markdown
+from hfbench.errors.harmless import for_markdown
 from hfbench.report.document import (
     Block,
     Bullets,

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from hfbench.harmless import for_html
+from hfbench.errors.harmless import for_html
 from hfbench.report.document import (
     Block,
     Bullets,

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from hfbench.recipe import Recipe, ReferenceSection, load_recipe, shipped_recipes
+from hfbench.recipe.schema import Recipe, ReferenceSection, load_recipe, shipped_recipes
 from hfbench.report import cells
 from hfbench.report.document import NOT_GIVEN, Block, Bullets, Cell, Column, Section, Table
 from hfbench.report.sets import RunSet, last_part
-from hfbench.result import Result
+from hfbench.results.schema import Result
 
 # Data set -> its number of classes, by which CIFAR-100's coarse labels are told apart.
 _DATASETS = {"CIFAR-10": 10, "CIFAR-100": 100}

@@ -8,20 +8,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hfbench.comparison import (
+from hfbench.comparison.comparison import (
     MARGIN_POINTS,
     Comparison,
     check_margin,
     compare,
     judge_together,
 )
-from hfbench.differing import flatten
-from hfbench.environment import Environment, environment_differences
+from hfbench.comparison.differences import flatten
+from hfbench.comparison.repeats import select_repeats
 from hfbench.errors import ComparisonError, ResultError
-from hfbench.recipe import Recipe
-from hfbench.repeats import select_repeats
+from hfbench.machine.environment import Environment, environment_differences
+from hfbench.recipe.schema import Recipe
 from hfbench.report.loading import load_runs, nothing_in
-from hfbench.result import Result
+from hfbench.results.schema import Result
 
 
 @dataclass(frozen=True)

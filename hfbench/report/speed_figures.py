@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 
 from matplotlib import rc_context
 
-from hfbench.quantities import duration, percent
 from hfbench.report.document import Figure
 from hfbench.report.drawing import (
     BACKGROUND,
@@ -26,7 +25,8 @@ from hfbench.report.drawing import (
     to_svg,
 )
 from hfbench.report.sets import Pair, RunSet, Summary, say_n, with_n
-from hfbench.result import Result
+from hfbench.results.formats import duration, percent
+from hfbench.results.schema import Result
 
 SPEEDS = ("execution time", "train time", "steady-state training")
 _NARROW = 480  # pixels; most of it is seen on a phone

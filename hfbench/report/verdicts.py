@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hfbench.comparison import Comparison
+from hfbench.comparison.comparison import Comparison
 from hfbench.report import cells
 from hfbench.report.document import (
     Block,
@@ -16,7 +16,7 @@ from hfbench.report.document import (
     Text,
 )
 from hfbench.report.sets import Collection, Pair, RunSet
-from hfbench.result import Result
+from hfbench.results.schema import Result
 
 
 def headline(runs: Collection) -> list[Block]:

@@ -168,7 +168,7 @@ def run_limit(spec: Spec, started: float) -> None:
     from torch.nn.functional import cross_entropy
     from transformers import AutoModelForImageClassification
 
-    from hfbench.allocator import keep_freed_memory
+    from hfbench.machine.allocator import keep_freed_memory
 
     keep_freed_memory(spec.keep_freed_memory)
     device = torch.accelerator.current_accelerator() if _has_accelerator() else torch.device("cpu")
@@ -181,7 +181,7 @@ def run_limit(spec: Spec, started: float) -> None:
     else:
         import timm
 
-        from hfbench.training import BenchTrainer  # noqa: F401  (the same imports as the others)
+        from hfbench.training.trainer import BenchTrainer  # noqa: F401  (the same imports as the others)
 
         model = timm.create_model(spec.model, num_classes=10)
     model = model.to(device, memory_format=memory_format)
@@ -328,10 +328,10 @@ def run_standard(spec: Spec, started: float) -> None:
 
 
 def run_hfbench(spec: Spec, started: float) -> None:
-    from hfbench.clock import Clock
-    from hfbench.inputs import assemble, load_inputs
-    from hfbench.training import build_training_arguments
-    from hfbench.windows import without_files
+    from hfbench.profiling.clock import Clock
+    from hfbench.studies.windows import without_files
+    from hfbench.training.inputs import assemble, load_inputs
+    from hfbench.training.trainer import build_training_arguments
 
     recipe = without_files(spec.recipe())
     args = build_training_arguments(recipe, Path(tempfile.gettempdir()))

@@ -22,11 +22,11 @@ import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
 from hfbench import load_recipe
-from hfbench.clock import Clock
-from hfbench.inputs import assemble, load_inputs
-from hfbench.intervals import mean_interval
-from hfbench.training import BenchTrainer, build_training_arguments
-from hfbench.windows import with_arguments, without_files
+from hfbench.comparison.intervals import mean_interval
+from hfbench.profiling.clock import Clock
+from hfbench.studies.windows import with_arguments, without_files
+from hfbench.training.inputs import assemble, load_inputs
+from hfbench.training.trainer import BenchTrainer, build_training_arguments
 
 STEPS = 20  # of a window: short, so that both see the same machine
 BATCH = 16

@@ -22,9 +22,9 @@ from torch.utils._pytree import tree_leaves
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from hfbench.clock import synchronize
-from hfbench.preprocessing import Normalization, Preprocessing
-from hfbench.resizing import resize_exactly
+from hfbench.data.resizing import resize_exactly
+from hfbench.data.transforms import Normalization, Preprocessing
+from hfbench.profiling.clock import synchronize
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SIZES = ((32, 64), (32, 96), (32, 224), (256, 224), (512, 224))

@@ -20,7 +20,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from hfbench.intervals import ratio_interval
+from hfbench.comparison.intervals import ratio_interval
 from tests.benchmarks.arms import Measurement, Spec
 
 CASES = {

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from hfbench.ablation_plan import plan_ablation
+from hfbench.studies.ablation.plan import plan_ablation
 from tests.ablation_experiments import count_claims
 from tests.builders import tiny_recipe
 from tests.drifting import NOISES

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.bad_inputs import bad_inputs
-from tests.test_bad_input import refuse
+from tests.recipe.test_bad_input import refuse
 
 pytestmark = pytest.mark.campaign
 

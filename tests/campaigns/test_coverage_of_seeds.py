@@ -13,7 +13,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from hfbench.intervals import seeds_and_images_interval
+from hfbench.comparison.intervals import seeds_and_images_interval
 
 pytestmark = pytest.mark.campaign
 

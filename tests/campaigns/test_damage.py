@@ -13,9 +13,9 @@ import pytest
 from safetensors.torch import load_file
 
 from hfbench.errors import Interrupted
-from hfbench.result import find_runs
-from hfbench.runner import run_recipe
-from hfbench.training import BenchTrainer
+from hfbench.results.schema import find_runs
+from hfbench.training.run import run_recipe
+from hfbench.training.trainer import BenchTrainer
 from tests.builders import tiny_recipe, vit_config, write_model
 from tests.damages import DAMAGES
 

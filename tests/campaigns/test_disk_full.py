@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hfbench.manifest import has_checkpoint
-from hfbench.recipe import Recipe
-from hfbench.result import find_runs
+from hfbench.recipe.schema import Recipe
+from hfbench.results.manifest import has_checkpoint
+from hfbench.results.schema import find_runs
 from tests.builders import tiny_recipe, vit_config, write_model
 from tests.integration.commands import Done, WarmCommand, build_environment
 

@@ -23,10 +23,10 @@ import torch
 from safetensors.torch import load_file
 
 from hfbench.errors import HfbenchError
-from hfbench.manifest import has_checkpoint
-from hfbench.recipe import Recipe
-from hfbench.result import find_runs
-from hfbench.runner import run_recipe
+from hfbench.recipe.schema import Recipe
+from hfbench.results.manifest import has_checkpoint
+from hfbench.results.schema import find_runs
+from hfbench.training.run import run_recipe
 from tests.builders import TIMM, tiny_recipe, vit_config, write_model
 
 pytestmark = [

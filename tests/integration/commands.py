@@ -28,7 +28,14 @@ MODULE = (sys.executable, "-m", "hfbench")
 # A run that takes a second: 7 steps on 200 of the digits.
 SHORT = ("dataset.max_train_samples=200", "training_args.num_train_epochs=1")
 
-_IMPORTED = ("torch", "timm", "evaluate", "transformers", "hfbench.runner", "hfbench.tables")
+_IMPORTED = (
+    "torch",
+    "timm",
+    "evaluate",
+    "transformers",
+    "hfbench.training.run",
+    "hfbench.report.terminal.run",
+)
 _INHERITED = ("HF_", "HUGGING", "TRANSFORMERS_", "ACCELERATE_", "TORCHELASTIC_", "WORLD_SIZE")
 
 

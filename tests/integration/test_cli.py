@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from hfbench.cli_options import print_json
-from hfbench.result import Metrics, save_result
+from hfbench.cli.options import print_json
+from hfbench.results.schema import Metrics, save_result
 from tests.builders import make_result, save_run
 from tests.integration.commands import (
     MODULE,
@@ -51,7 +51,7 @@ def test_help_names_every_command_without_importing_anything_heavy(tmp_path: Pat
     for name in (*COMMANDS, "--version", "accelerate launch", "quickstart_tuned"):
         assert name in done.stdout
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-    assert "hfbench.cli" in imported
+    assert "hfbench.cli.app" in imported
     packages = {name.partition(".")[0] for name in imported}
     assert not packages & {"torch", "transformers", "pydantic", "numpy", "datasets", "timm"}
 

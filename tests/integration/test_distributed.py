@@ -15,11 +15,11 @@ import pytest
 import torch
 from transformers import AutoModelForImageClassification
 
-from hfbench.data import ImageBatches
-from hfbench.models import open_model
-from hfbench.preprocessing import Preprocessing
-from hfbench.recipe import load_recipe
-from hfbench.sources import load_splits
+from hfbench.data.images import ImageBatches
+from hfbench.data.sources import load_splits
+from hfbench.data.transforms import Preprocessing
+from hfbench.models.loading import open_model
+from hfbench.recipe.schema import load_recipe
 from tests.hub_content import write_vit_checkpoint
 from tests.integration.commands import (
     Done,

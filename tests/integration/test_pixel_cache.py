@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from tests.data.test_images import picture, saved, table
 from tests.integration.commands import WarmCommand, only_run, read_result
-from tests.test_data import picture, saved, table
 
 
 def test_runs_that_decode_at_the_same_time_see_the_same_images(

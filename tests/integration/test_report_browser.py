@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hfbench.quantities import percent
 from hfbench.report import write_report
-from hfbench.result import Result
+from hfbench.results.formats import percent
+from hfbench.results.schema import Result
 from tests.made_up import CLASSES, save_repeats
 
 pytest.importorskip("playwright", reason="needs Playwright, of the test extra")

@@ -13,7 +13,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.metrics import accuracy_score, f1_score
 
-from hfbench.result import load_result
+from hfbench.results.schema import load_result
 from tests.integration.commands import SHORT, WarmCommand, only_run, read_result
 from tests.integration.conftest import Pair
 

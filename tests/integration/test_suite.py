@@ -17,9 +17,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from hfbench import tether
-from hfbench.recipe import Recipe, load_recipe
-from hfbench.suite import SuiteOutcome, run_suite
+from hfbench.recipe.schema import Recipe, load_recipe
+from hfbench.studies.suite import tether
+from hfbench.studies.suite.run import SuiteOutcome, run_suite
 from tests.integration.commands import (
     MODULE,
     SHORT,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hfbench.recipe import shipped_recipes
+from hfbench.recipe.schema import shipped_recipes
 from tests.integration.commands import SHORT, WarmCommand
 
 TUNE = ("tune", "quickstart_untuned", *SHORT)

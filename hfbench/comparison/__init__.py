@@ -1,0 +1,1 @@
+"""A candidate against its baseline: intervals, accuracy, verdict, sentence."""

@@ -1,0 +1,1 @@
+"""What this computer is and can do, and what is switched for a whole process."""

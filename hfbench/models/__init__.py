@@ -1,0 +1,1 @@
+"""A name becomes a classifier and its image processor."""

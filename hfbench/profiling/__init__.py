@@ -1,0 +1,1 @@
+"""Where time, memory, energy and arithmetic go."""

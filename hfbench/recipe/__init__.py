@@ -1,0 +1,1 @@
+"""What one experiment is: schema, overrides, every problem at once."""

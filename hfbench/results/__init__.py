@@ -1,0 +1,1 @@
+"""What a run leaves behind: schema with units, folders, checkpoints, predictions."""

@@ -1,0 +1,1 @@
+"""Many runs and short windows: suite, ablation, tuning, diagnosis, self-test."""

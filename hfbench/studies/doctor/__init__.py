@@ -1,0 +1,1 @@
+"""What limits a recipe on this machine, and what could help."""

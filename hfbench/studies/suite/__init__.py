@@ -1,0 +1,1 @@
+"""Many runs in turn, each in a process of its own."""
