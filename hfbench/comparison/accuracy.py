@@ -243,11 +243,16 @@ def _resample(
 
 
 def _f1_macro(item: Predictions, weights: np.ndarray, classes: int) -> np.ndarray:
-    """Return macro F1 for each row of image weights, (R,): 2 TP / (true + predicted), 0 if none."""
+    """Return macro F1 for each row of image weights, (R,): the mean of 2 TP / (true + predicted).
+
+    Over the classes that are present or predicted, as scikit-learn takes it.
+    """
     true = _sum_by(item.label, np.ones(len(item.label)), weights, classes)
     predicted = _sum_by(item.prediction, np.ones(len(item.label)), weights, classes)
     hits = _sum_by(item.label, item.right.astype(np.float64), weights, classes)
-    score: np.ndarray = (2 * hits / np.maximum(true + predicted, 1)).mean(axis=1)
+    either = true + predicted
+    of_each = 2 * hits / np.where(either > 0, either, 1)
+    score: np.ndarray = of_each.sum(axis=1) / np.maximum((either > 0).sum(axis=1), 1)
     return score
 
 

@@ -157,13 +157,24 @@ def compare(
         beyond=beyond,
         settings=differing_settings(before[0], after[0]),
         circumstances=circumstances(before[0], after[0]),
-        notes=notes + more + [f"{name}: {why}." for name, why in diverged.items()],
+        notes=notes
+        + more
+        + _say_leak(after[0])
+        + [f"{name}: {why}." for name, why in diverged.items()],
         sentence="",
         order=say_order(before, after),
         shared=say_shared([*before, *after]),
         ablation=say_attribution(after),
     )
     return replace(found, sentence=_write(found))
+
+
+def _say_leak(result: Result) -> list[str]:
+    """Say that test images were trained on, by both sides: they have the same images."""
+    leaked, images = result.data.test_in_train, result.data.eval_samples
+    if not leaked:
+        return []
+    return [f"{leaked:,} of {images:,} test images were trained on, by both sides."]
 
 
 def judge_together(comparisons: Sequence[Comparison]) -> list[Comparison]:

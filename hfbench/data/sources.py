@@ -6,11 +6,12 @@ and two that need no file: scikit-learn's digits and synthetic noise.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,8 +20,10 @@ import numpy as np
 import torch
 
 from hfbench.data.cifar import Archive, find_archive, find_archive_files
+from hfbench.data.class_folders import holds_images, read_folder, what_lies_there
 from hfbench.data.decoding import decode_images, stack_images
 from hfbench.data.images import ImageSplit, balanced_subset
+from hfbench.data.overlap import say_classes
 from hfbench.data.pixel_cache import Decoded, describe_file, load_decoded
 from hfbench.errors import DataError, first_line, listed
 from hfbench.machine.answers import chain_of, say_cache_trouble
@@ -39,6 +42,9 @@ logger = logging.getLogger(__name__)
 _SYNTHETIC_SIZE = (3, 32, 32)
 _SYNTHETIC_COUNT = {"train": 50_000, "test": 10_000}
 _DIGITS_TEST_FRACTION = 0.2
+_UNPACKED = "hfbench-unpacked"  # in HF_DATASETS_CACHE: archives of folders of images
+_SPLIT_OPTIONS = ("dataset.train_split", "dataset.eval_split")
+_FEW_CLASSES = 10
 _SHOWN = 5  # how many of many like problems a message lists
 
 
@@ -82,7 +88,10 @@ def open_splits(
         test = source.read(dataset.eval_split, dataset.max_eval_samples)
         for note in dict.fromkeys(train.notes + test.notes):
             logger.info(note)
-        return train, test
+        warnings = say_classes(train, test)
+        for warning in warnings:
+            logger.warning(warning)
+        return replace(train, notes=[*train.notes, *warnings]), test
 
     if isinstance(source, _Table):
         return source.label_names(), read
@@ -97,7 +106,7 @@ def _open(dataset: DatasetSection, image_size: int, interpolation: str) -> Sourc
         return _Synthetic(dataset)
     path = local_path(dataset.name_or_path)
     files = find_archive_files(path) if path.exists() else []
-    if files:
+    if files and not (path.is_file() and holds_images(path)):
         return _Archive(dataset, path, files)
     return _Table(dataset, image_size, interpolation)
 
@@ -123,15 +132,27 @@ class Source:
                     f'dataset.{option}: "{value}" is not a split of {name}; it has '
                     f"{listed(splits)}{near}"
                 )
-        for option, example in (("image_column", columns[0]), ("label_column", columns[-1])):
+        left = {  # what the other option does not take already
+            "image_column": [n for n in columns if n != self.dataset.label_column],
+            "label_column": [n for n in columns[1:] if n != self.dataset.image_column],
+        }
+        for option, others in left.items():
             value = getattr(self.dataset, option)
             if value not in columns:
-                near = suggest(value, columns) or f". Set, for instance, dataset.{option}={example}"
+                near = suggest(value, others)
+                if not near and others:
+                    example = others[0] if option == "image_column" else others[-1]
+                    near = f". Set, for instance, dataset.{option}={example}"
+                if not near and local_path(name).is_dir():
+                    near = f". {what_lies_there(local_path(name))}"
                 problems.append(
                     f'dataset.{option}: "{value}" is not a column of {name}; it has '
                     f"{listed(columns)}{near}"
                 )
         if problems:
+            puzzling = [line for line in problems if line.startswith(_SPLIT_OPTIONS)]
+            if any("did you mean" not in line for line in puzzling) and local_path(name).is_dir():
+                problems.append(what_lies_there(local_path(name)))
             raise DataError.from_problems(name, problems)
 
 
@@ -295,13 +316,15 @@ class _Table(Source):
             names = sorted(set(stored))
             as_number = {name: number for number, name in enumerate(names)}.__getitem__
         elif all(isinstance(value, int) and not isinstance(value, bool) for value in stored):
-            highest = max(stored, default=0)
-            if highest >= len(stored):
+            used = sorted({n for n in stored if n >= 0})  # from 1, or with gaps: none is made up
+            if len(used) > _FEW_CLASSES and len(used) == len(stored):
                 raise DataError(
-                    f"{where}: labels run up to {highest}, more than there are images; is this the "
-                    f"column of classes?"
+                    f"{where}: {len(stored)} images have {len(used)} different numbers for labels; "
+                    "is this the column of classes?"
                 )
-            names = [str(number) for number in range(max(highest, 0) + 1)]
+            names = [str(number) for number in used]
+            places = {number: place for place, number in enumerate(used)}
+            as_number = functools.partial(_place_of, places)
         else:
             kinds = " and ".join(dict.fromkeys(str(feature) for feature in features))
             raise DataError(f"{where} holds {kinds}; expected class numbers or names throughout.")
@@ -389,6 +412,10 @@ class _Table(Source):
         return Decoded(images, notes, is_resized=len({picture.size for picture in pictures}) > 1)
 
 
+def _place_of(places: dict[int, int], number: int) -> int:
+    return places.get(number, -1)  # which is no class
+
+
 def _external_files(rows: datasets.Dataset, column: str) -> list[list[str | int]]:
     """Describe the files of images that are stored as paths, as those of a folder of images are."""
     files = []
@@ -405,6 +432,11 @@ def _load_table(dataset: DatasetSection) -> datasets.DatasetDict:
 
     name, path = dataset.name_or_path, local_path(dataset.name_or_path)
     local = path.exists()
+    if local:
+        cache = Path(datasets.config.HF_DATASETS_CACHE) / _UNPACKED
+        found = read_folder(dataset, path, cache)
+        if found is not None:
+            return found
     try:
         if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
             loaded = datasets.load_from_disk(str(path))
@@ -419,8 +451,17 @@ def _load_table(dataset: DatasetSection) -> datasets.DatasetDict:
             raise explain_hub_failure("dataset", name, error) from error
         if isinstance(error, IndexError):  # what `load_from_disk` raises for no rows
             raise DataError(f"{name}: a split is empty.") from error
+        if configs := _say_configs(error):
+            raise DataError(f"{name}: {configs}") from error
         said = say_cache_trouble(chain_of(error)) or _root_cause(error)
-        raise DataError(f"{name} cannot be loaded as a data set: {said}") from error
+        pattern = set("[]*?") & set(str(path))
+        if pattern:
+            said += (
+                f" `datasets` takes {listed(sorted(pattern))} in a path for a pattern; rename it."
+            )
+        raise DataError(
+            f"{name} cannot be loaded as a data set: {said} {what_lies_there(path)}"
+        ) from error
     if not isinstance(loaded, datasets.DatasetDict):
         raise DataError(
             f"{name} is one data set without splits; save a DatasetDict with "
@@ -435,6 +476,16 @@ def _read_column(table: datasets.Dataset, column: str) -> list[Any]:
     """Return a column as stored; the arrow format heeds a selection, `Dataset.data` does not."""
     values = table.select_columns([column]).with_format("arrow")[:].column(column).to_pylist()
     return list(values)
+
+
+def _say_configs(error: BaseException) -> str | None:
+    """Say which configurations there are, where one has to be chosen."""
+    text = next((str(link) for link in chain_of(error) if "onfig name is missing" in str(link)), "")
+    found = re.search(r"available configs: \[(.*?)\]", text, re.S)
+    names = re.findall(r"'([^']*)'", found[1]) if found else []
+    if not names:
+        return None
+    return f"choose one of its configurations, {listed(names)}: dataset.config_name={names[0]}"
 
 
 def _root_cause(error: BaseException) -> str:

@@ -69,6 +69,8 @@ class SplitMetrics(Part):
     Attributes:
         samples: Number of images.
         loss: Mean cross entropy in nats, without label smoothing; ``None`` if it is not finite.
+        f1_macro: Over the classes that are present or predicted, as in scikit-learn.
+        f1_per_class: Of these classes alone.
         top5_accuracy: ``None`` with fewer than 20 classes.
         calibration_error: Expected calibration error, `calibration.calibration_error`; ``None`` if
             it was not measured.
@@ -297,7 +299,10 @@ class DataInfo(Part):
         revision: Commit of the data set on the Hub; ``None`` for anything else.
         eval_fingerprint: SHA-256 of the test images and labels in order; equal only for the same
             test.
-        notes: What was changed when reading, a sentence each.
+        notes: What was changed when reading, and what is odd about it, a sentence each.
+        test_in_train: Test images that are equal to training images; ``None`` in older results.
+        test_doubles: Test images that are equal to others of them; the same.
+        train_doubles: Training images that are equal to others of them; the same.
     """
 
     revision: str | None
@@ -309,6 +314,9 @@ class DataInfo(Part):
     train_fingerprint: str
     eval_fingerprint: str
     notes: list[str]
+    test_in_train: int | None = None
+    test_doubles: int | None = None
+    train_doubles: int | None = None
 
 
 class HubInfo(Part):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ from transformers import (
 )
 
 from hfbench.data.images import ImageBatches, ImageSplit
+from hfbench.data.overlap import Overlap, find_overlap, say_overlap
 from hfbench.data.sources import open_splits
 from hfbench.data.transforms import Preprocessing
 from hfbench.errors import DeviceError, HfbenchError, HubError, RecipeError
@@ -39,6 +41,8 @@ from hfbench.results.scores import Scores
 from hfbench.training import metrics
 from hfbench.training.trainer import BenchTrainer, build_trainer
 
+logger = logging.getLogger(__name__)
+
 _SHARED_MEMORY = Path("/dev/shm")  # where torch's workers put batches, on Linux
 _CHECKED_IMAGES = 4  # on which the saved image processor is compared with ours
 
@@ -54,6 +58,7 @@ class Inputs:
     preprocessing: Preprocessing
     train: ImageSplit
     test: ImageSplit
+    overlap: Overlap
 
 
 def load_inputs(recipe: Recipe, args: TrainingArguments) -> Inputs:
@@ -90,6 +95,9 @@ def load_inputs(recipe: Recipe, args: TrainingArguments) -> Inputs:
     )
     sample = test.images[:_CHECKED_IMAGES]
     check_saved_processor(model, source.image_processor, preprocessing, sample)
+    overlap = find_overlap(train, test)
+    for warning in say_overlap(overlap, len(train), len(test)):
+        logger.warning(warning)
     left_over = len(train) % needed if args.world_size == 1 and not args.dataloader_drop_last else 0
     batch = args.per_device_train_batch_size
     if batch == 1 or left_over == 1:
@@ -102,6 +110,7 @@ def load_inputs(recipe: Recipe, args: TrainingArguments) -> Inputs:
         preprocessing=preprocessing,
         train=train,
         test=test,
+        overlap=overlap,
     )
 
 

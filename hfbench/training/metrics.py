@@ -68,25 +68,25 @@ class Accuracy(_InMemory):
 class F1(_InMemory):
     """Harmonic mean of precision and recall.
 
-    Per class, their plain mean (macro), and their mean weighted by class size. A class that is
-    neither present nor predicted counts as 0, as in scikit-learn.
+    Per class, their plain mean (macro), and their mean weighted by class size: over the classes
+    that are present or predicted, as scikit-learn has it where it is told nothing else.
     """
 
     def _info(self) -> evaluate.MetricInfo:
         return _info(self.__doc__, predictions=datasets.Value("int64"))
 
-    def _compute(
-        self, predictions: Sequence[int], references: Sequence[int], num_classes: int
-    ) -> dict[str, Any]:
+    def _compute(self, predictions: Sequence[int], references: Sequence[int]) -> dict[str, Any]:
+        classes = np.union1d(references, predictions)
+
         def score(average: str | None) -> Any:
             return f1_score(
-                references, predictions, labels=range(num_classes), average=average, zero_division=0
+                references, predictions, labels=classes, average=average, zero_division=0
             )
 
         return {
             "f1_macro": float(score("macro")),
             "f1_weighted": float(score("weighted")),
-            "f1_per_class": [float(value) for value in score(None)],
+            "f1_per_class": dict(zip(classes.tolist(), map(float, score(None)), strict=True)),
         }
 
 
@@ -117,7 +117,7 @@ def score(scores: Scores, labels: np.ndarray, label_names: Sequence[str]) -> Spl
     predictions, probability = scores.prediction, scores.probability
     classes = len(label_names)
     found = Accuracy().compute(predictions=predictions, references=labels)
-    found |= F1().compute(predictions=predictions, references=labels, num_classes=classes)
+    found |= F1().compute(predictions=predictions, references=labels)
     if classes >= TOP_K_FROM:
         found |= TopK().compute(predictions=scores.top, references=labels)
     loss = -float(scores.log_probability.mean(dtype=np.float64))
@@ -128,7 +128,7 @@ def score(scores: Scores, labels: np.ndarray, label_names: Sequence[str]) -> Spl
         accuracy=found["accuracy"],
         f1_macro=found["f1_macro"],
         f1_weighted=found["f1_weighted"],
-        f1_per_class=dict(zip(label_names, found["f1_per_class"], strict=True)),
+        f1_per_class={label_names[n]: value for n, value in found["f1_per_class"].items()},
         top5_accuracy=found.get("top5_accuracy"),
         calibration_error=calibration_error(probability, predictions == labels)
         if believable

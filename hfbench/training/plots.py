@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import confusion_matrix
 
+from hfbench.errors.harmless import for_terminal
 from hfbench.machine.bounds import parse_json
 
+_LONGEST_NAME = 40  # letters
 _NAMED_CLASSES = 20  # more names than this cannot be read along an axis
 
 
@@ -28,7 +30,7 @@ def plot_curves(log_file: Path, title: str, path: Path) -> None:
     entries = list(_entries(log_file))
     figure = Figure(figsize=(8, 3.2), layout="constrained")
     losses, accuracies = figure.subplots(1, 2)
-    figure.suptitle(title)
+    figure.suptitle(for_terminal(title), parse_math=False)
     for name, label in (("loss", "training"), ("eval_loss", "test")):
         losses.plot(*_series(entries, name), marker=".", label=label)
     losses.set(xlabel="epoch", ylabel="loss", ylim=(0, None))
@@ -66,8 +68,9 @@ def plot_confusion(
     picture = axes.imshow(100 * share, cmap="Blues", vmin=0, vmax=100)
     axes.set(xlabel="predicted", ylabel="true class", title="Test images, % of each true class")
     if classes <= _NAMED_CLASSES:
-        axes.set_xticks(range(classes), label_names, rotation=45, ha="right")
-        axes.set_yticks(range(classes), label_names)
+        names = [_short(name) for name in label_names]
+        axes.set_xticks(range(classes), names, rotation=45, ha="right", parse_math=False)
+        axes.set_yticks(range(classes), names, parse_math=False)
         for row, column in np.ndindex(counts.shape):
             if counts[row, column]:
                 color = "white" if share[row, column] > 0.5 else "black"
@@ -75,6 +78,12 @@ def plot_confusion(
                 axes.text(column, row, text, ha="center", va="center", color=color, fontsize=8)
     figure.colorbar(picture, ax=axes, shrink=0.8)
     figure.savefig(path, dpi=120)
+
+
+def _short(name: str) -> str:
+    """Return a class's name as it can stand beside an axis; it is text, and no formula."""
+    text = for_terminal(name).replace("\n", " ")
+    return text if len(text) <= _LONGEST_NAME else f"{text[:_LONGEST_NAME]}…"
 
 
 def _entries(log_file: Path) -> Iterator[dict[str, Any]]:

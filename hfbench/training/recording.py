@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from transformers import PreTrainedModel
 
 from hfbench.data.images import ImageSplit
+from hfbench.data.overlap import Overlap, say_overlap
 from hfbench.machine.environment import describe_environment
 from hfbench.profiling.clock import Clock, measure_memory
 from hfbench.profiling.flops import describe_compute
@@ -87,8 +88,9 @@ def describe_model(model: PreTrainedModel, initialization: str, revision: str | 
     )
 
 
-def describe_data(train: ImageSplit, test: ImageSplit) -> DataInfo:
+def describe_data(train: ImageSplit, test: ImageSplit, overlap: Overlap) -> DataInfo:
     """Describe the images that were used, with fingerprints."""
+    notes = say_overlap(overlap, len(train), len(test)) + train.notes + test.notes
     return DataInfo(
         revision=test.revision,
         train_samples=len(train),
@@ -98,7 +100,10 @@ def describe_data(train: ImageSplit, test: ImageSplit) -> DataInfo:
         image_width=test.images.shape[-1],
         train_fingerprint=train.fingerprint(),
         eval_fingerprint=test.fingerprint(),
-        notes=list(dict.fromkeys(train.notes + test.notes)),
+        notes=list(dict.fromkeys(notes)),
+        test_in_train=overlap.test_in_train,
+        test_doubles=overlap.test_doubles,
+        train_doubles=overlap.train_doubles,
     )
 
 

@@ -7,7 +7,9 @@ import logging
 import os
 import shutil
 import tempfile
-from contextlib import ExitStack
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +22,7 @@ from transformers.integrations import TensorBoardCallback
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from hfbench.data.images import ImageSplit
-from hfbench.errors import DeviceError, HfbenchError, Interrupted, RecipeError
+from hfbench.errors import DeviceError, HfbenchError, Interrupted, RecipeError, first_line
 from hfbench.machine.environment import (
     check_machine,
     describe_environment,
@@ -217,7 +219,7 @@ def _run(
             trainer,
             clock,
             describe_model(inputs.model, inputs.initialization, inputs.revision),
-            describe_data(inputs.train, inputs.test),
+            describe_data(inputs.train, inputs.test, inputs.overlap),
             found,
             train_loss,
             digest_of(folder / PREDICTIONS_FILE),
@@ -347,10 +349,25 @@ def _predict(trainer: BenchTrainer, split: ImageSplit, batches: Any) -> Scores:
 
 def _save(inputs: Inputs, scores: Scores, recipe: Recipe, folder: Path) -> None:
     save_predictions(folder / PREDICTIONS_FILE, inputs.test, scores)
-    plots.plot_curves(folder / "log.jsonl", recipe.name, folder / CURVES_FILE)
+    with _unless_it_cannot_be_drawn(CURVES_FILE):
+        plots.plot_curves(folder / "log.jsonl", recipe.name, folder / CURVES_FILE)
     if has_labels(recipe):
         labels, names = inputs.test.labels.numpy(), inputs.test.label_names
-        plots.plot_confusion(labels, scores.prediction, names, folder / CONFUSION_FILE)
+        with _unless_it_cannot_be_drawn(CONFUSION_FILE):
+            plots.plot_confusion(labels, scores.prediction, names, folder / CONFUSION_FILE)
+
+
+@contextmanager
+def _unless_it_cannot_be_drawn(name: str) -> Iterator[None]:
+    """Do without a picture that fails, and without a word for each letter that a font lacks."""
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing from")
+            yield
+    except OSError:
+        raise  # of the disk, which the result needs too
+    except Exception as error:  # of matplotlib, whose kinds are many
+        logger.warning(f"{name} cannot be drawn, and is left out: {first_line(error)}")
 
 
 def _push(result: Result, folder: Path, target: hub.PushTarget | None) -> Result:
