@@ -21,8 +21,6 @@ logger = logging.getLogger(__name__)
 
 # Both name an interpolation; transformers by PIL's number, timm and torchvision by word.
 _PIL_INTERPOLATION = {0: "nearest", 2: "bilinear", 3: "bicubic"}
-_KNOWN_STEPS = ("do_resize", "do_rescale", "do_normalize", "do_center_crop", "do_convert_rgb")
-_STEP_TOLERANCE = 0.05  # in normalised units: a grey level is 0.02; rounding is far below
 _FALLBACK_INTERPOLATION = "bicubic"  # for lanczos, which torch has not, box and hamming
 # The size that a timm configuration states for testing would change what `pipeline` sees; only
 # these keys are kept.
@@ -328,7 +326,6 @@ def read_normalization(
             mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
         found = Normalization(size, interpolation, mean, std)
         _check_normalization(found, path)
-        _check_steps(processor, found, recipe.model.name_or_path)
         return found
     except ModelError:
         raise
@@ -336,44 +333,6 @@ def read_normalization(
         raise ModelError(
             f"model {recipe.model.name_or_path}: its image processor is not supported: {error}"
         ) from None
-
-
-def _check_steps(processor: Any, ours: Normalization, name: str) -> None:
-    """Refuse a processor that does more to pixels than training does, such as flipping channels.
-
-    It is tried on an image that has the size already, so that nothing has to be resized or cropped.
-
-    Raises:
-        ModelError: Naming its steps.
-    """
-    import torch
-
-    size, drawn = ours.image_size, torch.Generator().manual_seed(0)
-    image = torch.randint(0, 256, (3, size, size), dtype=torch.uint8, generator=drawn)
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (ours.mean, ours.std))
-    expected = (image / 255 - mean) / std
-    try:
-        found = processor(
-            [image], do_resize=False, do_center_crop=False, do_pad=False, return_tensors="pt"
-        )["pixel_values"][0]
-    except (TypeError, ValueError, KeyError, RuntimeError):  # it cannot be asked so
-        return
-    if found.shape != expected.shape:
-        return
-    largest = float((found - expected).abs().max())
-    if largest <= _STEP_TOLERANCE:
-        return
-    steps = [
-        word
-        for word, value in sorted(vars(processor).items())
-        if word.startswith("do_") and value is True and word not in _KNOWN_STEPS
-    ]
-    said = f" ({', '.join(steps)})" if steps else ""
-    raise ModelError(
-        f"model.name_or_path: the image processor of {name} does more than resize, rescale and "
-        f"normalise{said}: a checkpoint that was trained on its pixels would be given others, up "
-        f"to {largest:.3g} apart. This is not supported; use another checkpoint."
-    )
 
 
 def _check_normalization(found: Normalization, path: str) -> None:

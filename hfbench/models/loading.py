@@ -78,8 +78,6 @@ def open_model(recipe: Recipe) -> ModelSource:
             f"model.name_or_path: {name} holds no config.json; give a folder written by "
             f"save_pretrained."
         )
-    if not local.exists():
-        _check_spelling(name)
     path = str(local) if local.exists() else name
     revision = None if local.exists() else recipe.model.revision
     try:
@@ -98,46 +96,6 @@ def open_model(recipe: Recipe) -> ModelSource:
         else find_commit(path, revision)
     )
     return ModelSource(config, processor, normalization, path, commit)
-
-
-def _check_spelling(name: str) -> None:
-    """Answer timm's own ways to write a name with the one that is read here.
-
-    Raises:
-        ModelError: With that.
-    """
-    for prefix in ("hf-hub:", "hf_hub:"):
-        if name.startswith(prefix):
-            raise ModelError(f"model.name_or_path: write {name.removeprefix(prefix)}")
-    if "/" in name or not name:
-        return
-    import timm
-
-    architecture = name.partition(".")[0]
-    if timm.is_model(architecture):
-        raise ModelError(f"model.name_or_path: write timm/{name}, as on the Hub")
-
-
-def _side(size: Any) -> Any:
-    """Return the side of a square, which some configurations write as a pair."""
-    pair = isinstance(size, list | tuple) and len(size) == 2 and size[0] == size[1]
-    return size[0] if pair else size
-
-
-def _check_patches(name: str, config: Any, size: int) -> None:
-    """Refuse a size that patches do not fill: what is left over at the edges would not be seen.
-
-    Raises:
-        ModelError: With the sizes that work.
-    """
-    patch = _side(getattr(config, "patch_size", None))
-    if config.model_type == "timm_wrapper" or not isinstance(patch, int) or size % patch == 0:
-        return
-    below, above = size // patch * patch, -(-size // patch) * patch
-    raise ModelError(
-        f"preprocessing.image_size: {size} is no multiple of {name}'s patches of {patch} px; use "
-        + (f"{below} or {above}." if below else f"{above}.")
-    )
 
 
 def load_model(
@@ -163,10 +121,7 @@ def load_model(
     config.num_labels = len(label_names)  # first: setting it afterwards would overwrite the names
     config.id2label = dict(enumerate(label_names))
     config.label2id = {name: number for number, name in enumerate(label_names)}
-    config.architectures = config.architectures or []  # transformers goes through them
-    config.problem_type = "single_label_classification"  # else `pipeline` may apply a sigmoid
     size = recipe.preprocessing.image_size
-    _check_patches(recipe.model.name_or_path, config, size)
     if not is_known_without_checkpoint(recipe):
         _check_size(recipe, config)
     try:
@@ -352,10 +307,9 @@ def _load_pretrained(recipe: Recipe, source: ModelSource, size: int) -> PreTrain
         weights_only=True,  # of a .bin: a pickle must not run anything
     )
     _check_loading(model, loading, recipe.model.name_or_path)
-    trained_size = _side(getattr(model.config, "image_size", size))
+    trained_size = getattr(model.config, "image_size", size)
     if trained_size != size:
-        fit = _resize_position_table if _has_position_table(model) else _rebuild_at
-        model = fit(model, size, recipe.model.name_or_path)
+        model = _resize_position_table(model, size, recipe.model.name_or_path)
     return model  # type: ignore[no-any-return]
 
 
@@ -384,21 +338,7 @@ def _head_keys(model: PreTrainedModel) -> set[str]:
         modules = heads if isinstance(heads, tuple) else (heads,)
         ids = {id(parameter) for module in modules for parameter in module.parameters()}
         return {name for name, parameter in model.named_parameters() if id(parameter) in ids}
-    prefix = model.base_model_prefix
-    if prefix and hasattr(model, prefix):
-        return {key for key in model.state_dict() if not key.startswith(f"{prefix}.")}
-    # Of CLIP, SigLIP and others the prefix names nothing: the head is what depends on the classes.
-    config = copy.deepcopy(model.config)
-    config.num_labels = len(model.config.id2label or ()) + 1
-    with torch.device("meta"):
-        other = type(model)(config).state_dict()
-    state = model.state_dict()
-    parts = {
-        key.partition(".")[0]
-        for key, tensor in state.items()
-        if key in other and other[key].shape != tensor.shape
-    }
-    return {key for key in state if key.partition(".")[0] in parts}
+    return {key for key in model.state_dict() if not key.startswith(f"{model.base_model_prefix}.")}
 
 
 def _build_fresh(config: Any, size: int) -> tuple[PreTrainedModel, str]:
@@ -420,34 +360,12 @@ def _build_fresh(config: Any, size: int) -> tuple[PreTrainedModel, str]:
     return model, "timm"
 
 
-def _has_position_table(model: PreTrainedModel) -> bool:
-    """Tell whether something that was trained has a place for each patch of an image."""
-    names = ("position_embedding", "pos_embed", "positional_embedding")
-    return any(word in key for key in model.state_dict() for word in names)
-
-
-def _rebuild_at(model: PreTrainedModel, size: int, name: str) -> PreTrainedModel:
-    """Build a model for another size that none of its weights depends on, such as a ConvNeXt."""
-    config = copy.deepcopy(model.config)
-    old = config.image_size
-    config.image_size = [size, size] if isinstance(old, list | tuple) else size
-    try:
-        rebuilt = type(model)(config)
-        rebuilt.load_state_dict(model.state_dict(), strict=True)
-    except (RuntimeError, ValueError, AssertionError) as error:
-        raise ModelError(
-            f"preprocessing.image_size: {name} takes {_side(old)} px, not {size} "
-            f"({first_line(error)}); set preprocessing.image_size={_side(old)}"
-        ) from error
-    return rebuilt
-
-
 def _resize_position_table(model: PreTrainedModel, size: int, name: str) -> PreTrainedModel:
     """Interpolate a ViT's position table once, bicubically, as `interpolate_pos_encoding` would."""
     embeddings = getattr(getattr(model, model.base_model_prefix, None), "embeddings", None)
     table = getattr(embeddings, "position_embeddings", None)
     patch = getattr(model.config, "patch_size", None)
-    old = _side(model.config.image_size)
+    old = model.config.image_size
     if table is None or not isinstance(patch, int) or not isinstance(old, int):
         raise ModelError(
             f"preprocessing.image_size: {name} takes {old} px, not {size}; set "
@@ -467,8 +385,7 @@ def _resize_position_table(model: PreTrainedModel, size: int, name: str) -> PreT
     state = model.state_dict()
     key = next(key for key in state if key.endswith("embeddings.position_embeddings"))
     state[key] = resized.detach()
-    pair = isinstance(model.config.image_size, list | tuple)
-    model.config.image_size = [size, size] if pair else size
+    model.config.image_size = size
     rebuilt = type(model)(model.config)
     rebuilt.load_state_dict(state, strict=True)
     logger.info(f"The position table of {name} was interpolated from {old} to {size} px.")
