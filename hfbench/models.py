@@ -21,16 +21,15 @@ from torchvision.transforms.v2 import functional as F
 from hfbench.bounds import require_memory
 from hfbench.checkpoints import (
     CHECKPOINTING,
-    build_image_processor,
     find_commit,
     is_known_without_checkpoint,
     load_config,
-    read_normalization,
     without_checkpointing,
 )
 from hfbench.connection import explain_hub_failure
 from hfbench.errors import ModelError, first_line
 from hfbench.preprocessing import Normalization, Preprocessing
+from hfbench.processors import build_image_processor, read_normalization
 from hfbench.recipe import local_path
 
 if TYPE_CHECKING:
@@ -117,6 +116,10 @@ def load_model(
         ModelError: If weights are missing or the model does not take images of the recipe's size.
     """
     config = source.config
+    # A former head's, or `pipeline` would apply what the file says rather than a softmax.
+    config.problem_type = "single_label_classification"
+    if hasattr(config, "function_to_apply"):
+        del config.function_to_apply
     config.output_hidden_states = config.output_attentions = False  # logits are all that is read
     config.num_labels = len(label_names)  # first: setting it afterwards would overwrite the names
     config.id2label = dict(enumerate(label_names))
