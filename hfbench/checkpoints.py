@@ -74,6 +74,7 @@ def load_config(recipe: Recipe, path: str, revision: str | None) -> Any:
         raise ModelError(
             f"model.name_or_path: {path} is a {config.model_type}, no image classifier."
         )
+    config.architectures = config.architectures or []  # where there are two, the first is taken
     if config.model_type == "timm_wrapper" and not getattr(config, "pretrained_cfg", None):
         raise ModelError(
             f"model {path}: config.json has no pretrained_cfg, so mean and deviation are unknown."

@@ -327,21 +327,37 @@ def _check_loading(model: PreTrainedModel, loading: dict[str, Any], name: str) -
     head = _head_keys(model)
     body = sorted(key for key in fresh - head if not key.endswith("num_batches_tracked"))
     if body:
+        lost = sum(tensors[key].numel() for key in body)
+        whole = sum(tensors[key].numel() for key in tensors.keys() - head)
         raise ModelError(
             f"model {name}: the checkpoint has no weights for {len(body)} of {len(tensors)} "
-            f"tensors besides the head, the first is {body[0]}. Use a complete checkpoint, or "
-            f"model.pretrained=false."
+            f"tensors besides the head ({lost / whole:.1%} of its values), the first is {body[0]}. "
+            f"Use a complete checkpoint, or model.pretrained=false."
         )
 
 
 def _head_keys(model: PreTrainedModel) -> set[str]:
-    """Return the names of the classifier's own tensors, which a new set of classes replaces."""
+    """Return the names of the classifier's own tensors, which a new set of classes replaces.
+
+    A body without its head is what most checkpoints on the Hub are, so what lies outside of it may
+    be missing. Not every architecture keeps its body in the attribute `base_model_prefix`: in those
+    that do not, the head is what changes its shape with the number of classes.
+    """
     if model.config.model_type == "timm_wrapper":
         heads: Any = cast("Any", model.timm_model).get_classifier()
         modules = heads if isinstance(heads, tuple) else (heads,)
         ids = {id(parameter) for module in modules for parameter in module.parameters()}
         return {name for name, parameter in model.named_parameters() if id(parameter) in ids}
-    return {key for key in model.state_dict() if not key.startswith(f"{model.base_model_prefix}.")}
+    tensors = model.state_dict()
+    prefix = model.base_model_prefix
+    if prefix and isinstance(getattr(model, prefix, None), nn.Module):
+        return {key for key in tensors if not key.startswith(f"{prefix}.")}
+    config = copy.deepcopy(model.config)
+    config.num_labels += 1
+    with torch.device("meta"):
+        other = type(model)(config).state_dict()
+    heads = {key.partition(".")[0] for key in tensors if tensors[key].shape != other[key].shape}
+    return {key for key in tensors if key.partition(".")[0] in heads}
 
 
 def _build_fresh(config: Any, size: int) -> tuple[PreTrainedModel, str]:

@@ -221,8 +221,8 @@ def build_image_processor(normalization: Normalization) -> Any:
     """Build the processor that is saved: resize, rescale, normalise, and nothing else.
 
     One class for every model that takes RGB, a timm model too: timm's own resizes with PIL, which
-    differs from torchvision, on which training relies, by up to two grey levels (in 0.1 % of the pixels at 32 to
-    224 bicubic, 7 % at 32 to 112 bilinear).
+    differs from torchvision, on which training relies, by up to two grey levels (in 0.1 % of the
+    pixels at 32 to 224 bicubic, 7 % at 32 to 112 bilinear).
     """
     from transformers import PPLCNetImageProcessor, ViTImageProcessor
 
