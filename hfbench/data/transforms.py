@@ -42,14 +42,16 @@ class Normalization:
     Attributes:
         image_size: Height and width.
         interpolation: ``nearest``, ``bilinear`` or ``bicubic``.
-        mean: Of each channel, in [0, 1].
+        mean: Of each channel as the model takes them, in [0, 1].
         std: Of each channel, in [0, 1].
+        bgr: Whether the model takes blue first.
     """
 
     image_size: int
     interpolation: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    bgr: bool = False
 
 
 class Preprocessing(nn.Module):
@@ -67,7 +69,7 @@ class Preprocessing(nn.Module):
     offsets: Tensor  # of the streams of the augmentation, two an entry
     mixing_offsets: Tensor
     partner_offsets: Tensor
-    grey: Tensor  # uint8, (1, C, 1, 1): the mean in grey levels
+    grey: Tensor  # uint8, (1, C, 1, 1): the mean in grey levels, red first
     mean: Tensor  # (1, C, 1, 1), of 255
     scale: Tensor
     mean_of_row: Tensor  # (image_size * C,), of the pixels of a row one after the other
@@ -107,7 +109,11 @@ class Preprocessing(nn.Module):
             "offsets": stream_offsets(seed, streams),
             "mixing_offsets": stream_offsets(seed, [_CHOICE, _SHARE, _ROW, _COLUMN]),
             "partner_offsets": stream_offsets(seed, [_PARTNER]),
-            "grey": mean.round().clamp(0, 255).to(torch.uint8).view(1, -1, 1, 1),
+            "grey": (mean.flip(0) if normalization.bgr else mean)
+            .round()
+            .clamp(0, 255)
+            .to(torch.uint8)
+            .view(1, -1, 1, 1),
             "mean": mean.view(1, -1, 1, 1),
             "scale": scale.view(1, -1, 1, 1),
             "mean_of_row": mean.repeat(size),
@@ -140,6 +146,8 @@ class Preprocessing(nn.Module):
             # In whole grey levels and before they are resized: one resize instead of two.
             partner = self._augment(partner, partner_sample)
             images = mix_pixels(images, partner, self._weights(sample, *images.shape[-2:]))
+        if self.normalization.bgr:
+            images = images.flip(1)  # the last step in grey levels; augmentation is of RGB
         return self._normalize(self._resize(images))
 
     def partners(self, sample: Tensor, length: int) -> Tensor:

@@ -1,15 +1,13 @@
-"""What a checkpoint says of itself, before its weights are read: architecture and normalisation."""
+"""What a checkpoint says of itself, before its weights are read: its architecture."""
 
 from __future__ import annotations
 
 import json
 import logging
-import math
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfbench.data.transforms import Normalization
 from hfbench.errors import ModelError, first_line
 from hfbench.recipe.arguments import suggest
 from hfbench.recipe.schema import local_path
@@ -19,20 +17,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Both name an interpolation; transformers by PIL's number, timm and torchvision by word.
-_PIL_INTERPOLATION = {0: "nearest", 2: "bilinear", 3: "bicubic"}
-_FALLBACK_INTERPOLATION = "bicubic"  # for lanczos, which torch has not, box and hamming
-# The size that a timm configuration states for testing would change what `pipeline` sees; only
-# these keys are kept.
-_TIMM_KEYS = (
-    "mean",
-    "std",
-    "interpolation",
-    "first_conv",
-    "classifier",
-    "pool_size",
-    "fixed_input_size",
-)
 # Arguments of `timm.create_model` that load something else, in older versions a pickle.
 _FOREIGN_FILES = (
     "cache_dir",
@@ -57,7 +41,7 @@ _LARGEST_CONFIGURATION = 32 * 2**20  # bytes; 21,843 classes with names take 2 M
 def is_known_without_checkpoint(recipe: Recipe) -> bool:
     """Tell whether a model of fresh weights can be built without the Hub."""
     name = recipe.model.name_or_path
-    return not recipe.model.pretrained and (name.startswith("timm/") or name in _known_configs())
+    return not recipe.model.pretrained and (name.startswith("timm/") or name in known_configs())
 
 
 def load_config(recipe: Recipe, path: str, revision: str | None) -> Any:
@@ -79,7 +63,7 @@ def load_config(recipe: Recipe, path: str, revision: str | None) -> Any:
             logger.warning(f"model.revision={revision} is not used: fresh weights have none.")
         if path.startswith("timm/"):
             return _known_timm_config(path.removeprefix("timm/"))
-        return _known_configs()[path]()
+        return known_configs()[path]()
     refuse_large_files(path, "model.name_or_path")
     arguments = _read_model_args(path)
     refuse_foreign_code(recipe.model.name_or_path, path, revision)
@@ -90,6 +74,7 @@ def load_config(recipe: Recipe, path: str, revision: str | None) -> Any:
         raise ModelError(
             f"model.name_or_path: {path} is a {config.model_type}, no image classifier."
         )
+    config.architectures = config.architectures or []  # where there are two, the first is taken
     if config.model_type == "timm_wrapper" and not getattr(config, "pretrained_cfg", None):
         raise ModelError(
             f"model {path}: config.json has no pretrained_cfg, so mean and deviation are unknown."
@@ -255,7 +240,7 @@ def find_commit(name: str, revision: str | None) -> str | None:
     return folder if re.fullmatch("[0-9a-f]{40}", folder) else None
 
 
-def _known_configs() -> dict[str, Any]:
+def known_configs() -> dict[str, Any]:
     """Return architectures known without a checkpoint; ViTConfig's defaults are ViT-B/16."""
     from transformers import ViTConfig
 
@@ -294,109 +279,3 @@ def _known_timm_config(name: str) -> Any:
     config = TimmWrapperConfig(architecture=architecture)
     config.pretrained_cfg = settings  # an extra key, as in timm's own files
     return config
-
-
-def read_normalization(
-    recipe: Recipe, config: Any, path: str, revision: str | None
-) -> Normalization:
-    """Read interpolation, mean and deviation from where the checkpoint's library keeps them."""
-    size = recipe.preprocessing.image_size
-    if config.model_type == "timm_wrapper":
-        from timm.data import resolve_data_config
-
-        resolved = resolve_data_config(config.pretrained_cfg, verbose=False)
-        found = Normalization(
-            size,
-            _supported(resolved["interpolation"]),
-            tuple(resolved["mean"]),
-            tuple(resolved["std"]),
-        )
-        _check_normalization(found, path)
-        config.pretrained_cfg = _plain_resize(config.pretrained_cfg, found)
-        return found
-    processor = _load_processor(recipe, config, path, revision)
-    try:
-        interpolation = _supported(_PIL_INTERPOLATION.get(int(processor.resample)))
-        if not getattr(processor, "do_rescale", True) or not math.isclose(
-            getattr(processor, "rescale_factor", 1 / 255), 1 / 255, rel_tol=1e-3
-        ):
-            raise ValueError("it does not scale pixels to [0, 1]")
-        mean, std = tuple(processor.image_mean), tuple(processor.image_std)
-        if not getattr(processor, "do_normalize", True):
-            mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-        found = Normalization(size, interpolation, mean, std)
-        _check_normalization(found, path)
-        return found
-    except ModelError:
-        raise
-    except (AttributeError, TypeError, ValueError) as error:
-        raise ModelError(
-            f"model {recipe.model.name_or_path}: its image processor is not supported: {error}"
-        ) from None
-
-
-def _check_normalization(found: Normalization, path: str) -> None:
-    """Refuse means and deviations that pixels in [0, 1] cannot have."""
-    for name, values, low in (("mean", found.mean, 0.0), ("std", found.std, 1e-6)):
-        numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
-        if len(values) != 3 or len(numbers) != 3 or not all(low <= v <= 1 for v in numbers):
-            raise ModelError(
-                f"model.name_or_path: {path} normalises with {name} {list(values)}; expected three "
-                f"numbers for pixels in [0, 1]."
-            )
-
-
-def _supported(interpolation: str | None) -> str:
-    if interpolation in _PIL_INTERPOLATION.values():
-        return str(interpolation)
-    logger.info(f"Images are resized {_FALLBACK_INTERPOLATION}, not as the checkpoint was trained.")
-    return _FALLBACK_INTERPOLATION
-
-
-def _plain_resize(pretrained_cfg: dict[str, Any], normalization: Normalization) -> dict[str, Any]:
-    """Make a timm configuration say what training does, for those who use timm itself."""
-    kept = {key: pretrained_cfg[key] for key in _TIMM_KEYS if key in pretrained_cfg}
-    return kept | {
-        "input_size": [3, normalization.image_size, normalization.image_size],
-        "interpolation": normalization.interpolation,
-        "mean": list(normalization.mean),
-        "std": list(normalization.std),
-        "crop_pct": 1.0,
-        "crop_mode": "squash",
-    }
-
-
-def build_image_processor(normalization: Normalization) -> Any:
-    """Build the processor that is saved: resize, rescale, normalise, and nothing else.
-
-    One class for every model, a timm model too: timm's own resizes with PIL, which differs from
-    torchvision, on which training relies, by up to two grey levels (in 0.1 % of the pixels at 32 to
-    224 bicubic, 7 % at 32 to 112 bilinear).
-    """
-    from transformers import ViTImageProcessor
-
-    size = normalization.image_size
-    numbers = {word: number for number, word in _PIL_INTERPOLATION.items()}
-    return ViTImageProcessor(
-        size={"height": size, "width": size},
-        resample=numbers[normalization.interpolation],
-        image_mean=list(normalization.mean),
-        image_std=list(normalization.std),
-    )
-
-
-def _load_processor(recipe: Recipe, config: Any, path: str, revision: str | None) -> Any:
-    from transformers import AutoImageProcessor, ViTImageProcessor
-
-    local = Path(path).exists()
-    has_file = (Path(path) / "preprocessor_config.json").is_file()
-    if not recipe.model.pretrained and not has_file and (local or path in _known_configs()):
-        # Fresh weights have no normalisation of their own; ViT's, 0.5 and 0.5, is the family's.
-        return ViTImageProcessor()
-    if local and not has_file:
-        raise ModelError(
-            f"model.name_or_path: {path} holds no preprocessor_config.json; save the image "
-            f"processor there."
-        )
-    refuse_foreign_processor(recipe.model.name_or_path, path, revision)
-    return AutoImageProcessor.from_pretrained(path, revision=revision, trust_remote_code=False)

@@ -24,13 +24,13 @@ from hfbench.machine.bounds import require_memory
 from hfbench.machine.connection import explain_hub_failure
 from hfbench.models.configs import (
     CHECKPOINTING,
-    build_image_processor,
     find_commit,
     is_known_without_checkpoint,
     load_config,
-    read_normalization,
     without_checkpointing,
 )
+from hfbench.models.processors import build_image_processor, read_normalization
+from hfbench.models.sizes import check_size, find_failure, fit_to_size, state_size
 from hfbench.recipe.schema import local_path
 
 if TYPE_CHECKING:
@@ -78,6 +78,8 @@ def open_model(recipe: Recipe) -> ModelSource:
             f"model.name_or_path: {name} holds no config.json; give a folder written by "
             f"save_pretrained."
         )
+    if not local.exists():
+        _check_spelling(name)
     path = str(local) if local.exists() else name
     revision = None if local.exists() else recipe.model.revision
     try:
@@ -96,6 +98,24 @@ def open_model(recipe: Recipe) -> ModelSource:
         else find_commit(path, revision)
     )
     return ModelSource(config, processor, normalization, path, commit)
+
+
+def _check_spelling(name: str) -> None:
+    """Answer timm's own ways to write a name with the one that is read here.
+
+    Raises:
+        ModelError: With that.
+    """
+    for prefix in ("hf-hub:", "hf_hub:"):
+        if name.startswith(prefix):
+            raise ModelError(f"model.name_or_path: write {name.removeprefix(prefix)}")
+    if "/" in name or not name:
+        return
+    import timm
+
+    architecture = name.partition(".")[0]
+    if timm.is_model(architecture):
+        raise ModelError(f"model.name_or_path: write timm/{name}, as on the Hub")
 
 
 def load_model(
@@ -117,16 +137,20 @@ def load_model(
         ModelError: If weights are missing or the model does not take images of the recipe's size.
     """
     config = source.config
+    # A former head's, or `pipeline` would apply what the file says rather than a softmax.
+    config.problem_type = "single_label_classification"
+    if hasattr(config, "function_to_apply"):
+        del config.function_to_apply
     config.output_hidden_states = config.output_attentions = False  # logits are all that is read
     config.num_labels = len(label_names)  # first: setting it afterwards would overwrite the names
     config.id2label = dict(enumerate(label_names))
     config.label2id = {name: number for number, name in enumerate(label_names)}
     size = recipe.preprocessing.image_size
     if not is_known_without_checkpoint(recipe):
-        _check_size(recipe, config)
+        _check_memory(recipe, config)
     try:
         if recipe.model.pretrained:
-            model = _load_pretrained(recipe, source, size)
+            model = _load_pretrained(recipe, source)
             initialization = "pretrained"
         else:
             model, initialization = _build_fresh(config, size)
@@ -144,8 +168,11 @@ def load_model(
             ) from error
         raise explain_hub_failure("model", recipe.model.name_or_path, error) from error
     model = model.float()
+    if recipe.model.pretrained:
+        model = fit_to_size(model, size, recipe.model.name_or_path)
     _check_checkpointing(model, recipe)
-    _check_forward(model, size, len(label_names), recipe.model.name_or_path)
+    check_size(model, size, recipe.model.name_or_path, recipe.model.pretrained)
+    _check_logits(model, size, len(label_names), recipe.model.name_or_path)
     return model, initialization
 
 
@@ -294,7 +321,7 @@ def quiet_progress() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def _load_pretrained(recipe: Recipe, source: ModelSource, size: int) -> PreTrainedModel:
+def _load_pretrained(recipe: Recipe, source: ModelSource) -> PreTrainedModel:
     from transformers import AutoModelForImageClassification
 
     model, loading = AutoModelForImageClassification.from_pretrained(
@@ -307,9 +334,6 @@ def _load_pretrained(recipe: Recipe, source: ModelSource, size: int) -> PreTrain
         weights_only=True,  # of a .bin: a pickle must not run anything
     )
     _check_loading(model, loading, recipe.model.name_or_path)
-    trained_size = getattr(model.config, "image_size", size)
-    if trained_size != size:
-        model = _resize_position_table(model, size, recipe.model.name_or_path)
     return model  # type: ignore[no-any-return]
 
 
@@ -324,21 +348,37 @@ def _check_loading(model: PreTrainedModel, loading: dict[str, Any], name: str) -
     head = _head_keys(model)
     body = sorted(key for key in fresh - head if not key.endswith("num_batches_tracked"))
     if body:
+        lost = sum(tensors[key].numel() for key in body)
+        whole = sum(tensors[key].numel() for key in tensors.keys() - head)
         raise ModelError(
             f"model {name}: the checkpoint has no weights for {len(body)} of {len(tensors)} "
-            f"tensors besides the head, the first is {body[0]}. Use a complete checkpoint, or "
-            f"model.pretrained=false."
+            f"tensors besides the head ({lost / whole:.1%} of its values), the first is {body[0]}. "
+            f"Use a complete checkpoint, or model.pretrained=false."
         )
 
 
 def _head_keys(model: PreTrainedModel) -> set[str]:
-    """Return the names of the classifier's own tensors, which a new set of classes replaces."""
+    """Return the names of the classifier's own tensors, which a new set of classes replaces.
+
+    A body without its head is what most checkpoints on the Hub are, so what lies outside of it may
+    be missing. Not every architecture keeps its body in the attribute `base_model_prefix`: in those
+    that do not, the head is what changes its shape with the number of classes.
+    """
     if model.config.model_type == "timm_wrapper":
         heads: Any = cast("Any", model.timm_model).get_classifier()
         modules = heads if isinstance(heads, tuple) else (heads,)
         ids = {id(parameter) for module in modules for parameter in module.parameters()}
         return {name for name, parameter in model.named_parameters() if id(parameter) in ids}
-    return {key for key in model.state_dict() if not key.startswith(f"{model.base_model_prefix}.")}
+    tensors = model.state_dict()
+    prefix = model.base_model_prefix
+    if prefix and isinstance(getattr(model, prefix, None), nn.Module):
+        return {key for key in tensors if not key.startswith(f"{prefix}.")}
+    config = copy.deepcopy(model.config)
+    config.num_labels = 1 + int(config.num_labels or 0)
+    with torch.device("meta"):
+        other = type(model)(config).state_dict()
+    heads = {key.partition(".")[0] for key in tensors if tensors[key].shape != other[key].shape}
+    return {key for key in tensors if key.partition(".")[0] in heads}
 
 
 def _build_fresh(config: Any, size: int) -> tuple[PreTrainedModel, str]:
@@ -346,57 +386,41 @@ def _build_fresh(config: Any, size: int) -> tuple[PreTrainedModel, str]:
     from transformers import AutoModelForImageClassification
 
     if config.model_type != "timm_wrapper":
-        if hasattr(config, "image_size"):
-            config.image_size = size
+        state_size(config, size)
         fresh = AutoModelForImageClassification.from_config(config, trust_remote_code=False)
         return fresh, "transformers"
     model = AutoModelForImageClassification.from_config(config, trust_remote_code=False)
+    if find_failure(model, size) is not None:
+        model = _build_timm_for(config, size) or model
     # The wrapper overwrites timm's initialisation with N(0, 0.02) for every weight: put timm's
     # back.
     original = timm.create_model(
-        config.architecture, num_classes=config.num_labels, **(config.model_args or {})
+        config.architecture,
+        num_classes=config.num_labels,
+        **(model.config.model_args or {}),
     )
     model.timm_model.load_state_dict(original.state_dict())
     return model, "timm"
 
 
-def _resize_position_table(model: PreTrainedModel, size: int, name: str) -> PreTrainedModel:
-    """Interpolate a ViT's position table once, bicubically, as `interpolate_pos_encoding` would."""
-    embeddings = getattr(getattr(model, model.base_model_prefix, None), "embeddings", None)
-    table = getattr(embeddings, "position_embeddings", None)
-    patch = getattr(model.config, "patch_size", None)
-    old = model.config.image_size
-    if table is None or not isinstance(patch, int) or not isinstance(old, int):
-        raise ModelError(
-            f"preprocessing.image_size: {name} takes {old} px, not {size}; set "
-            f"preprocessing.image_size={old}"
-        )
-    before, after = old // patch, size // patch
-    if after < 1:
-        raise ModelError(
-            f"preprocessing.image_size: {size} is smaller than {name}'s patches of {patch} px."
-        )
-    special = table.shape[1] - before * before  # class and distillation tokens come first
-    grid = table[:, special:].reshape(1, before, before, -1).permute(0, 3, 1, 2)
-    grid = nn.functional.interpolate(grid, size=(after, after), mode="bicubic", align_corners=False)
-    resized = torch.cat(
-        [table[:, :special], grid.permute(0, 2, 3, 1).reshape(1, after * after, -1)], dim=1
-    )
-    state = model.state_dict()
-    key = next(key for key in state if key.endswith("embeddings.position_embeddings"))
-    state[key] = resized.detach()
-    model.config.image_size = size
-    rebuilt = type(model)(model.config)
-    rebuilt.load_state_dict(state, strict=True)
-    logger.info(f"The position table of {name} was interpolated from {old} to {size} px.")
-    return rebuilt
+def _build_timm_for(config: Any, size: int) -> PreTrainedModel | None:
+    """Build one of timm's models for a size, ``None`` if it cannot be."""
+    from transformers import AutoModelForImageClassification
+
+    sized = copy.deepcopy(config)
+    state_size(sized, size)
+    try:
+        model = AutoModelForImageClassification.from_config(sized, trust_remote_code=False)
+    except Exception:  # it does not know the argument, or refuses the size in a way of its own
+        return None
+    return model if find_failure(model, size) is None else None
 
 
-def _check_size(recipe: Recipe, config: Any) -> None:
+def _check_memory(recipe: Recipe, config: Any) -> None:
     """Refuse a configuration of a model that cannot be built here, before it takes memory."""
     name, config = recipe.model.name_or_path, copy.deepcopy(config)
-    if not recipe.model.pretrained and hasattr(config, "image_size"):
-        config.image_size = recipe.preprocessing.image_size
+    if not recipe.model.pretrained and config.model_type != "timm_wrapper":
+        state_size(config, recipe.preprocessing.image_size)
     from transformers import AutoModelForImageClassification
 
     try:
@@ -434,15 +458,9 @@ def _switch_checkpointing(model: PreTrainedModel, way: str) -> None:
     (newer or getattr(model, f"gradient_checkpointing_{way}"))()
 
 
-def _check_forward(model: PreTrainedModel, size: int, classes: int, name: str) -> None:
-    model.eval()
-    try:
-        with torch.no_grad():
-            logits = model(pixel_values=torch.zeros(1, 3, size, size)).logits
-    except Exception as error:  # a model may fail in any way on a size that it was not made for
-        raise ModelError(
-            f"model {name} does not take RGB images of {size} x {size}: {error}"
-        ) from error
+def _check_logits(model: PreTrainedModel, size: int, classes: int, name: str) -> None:
+    with torch.no_grad():
+        logits = model(pixel_values=torch.zeros(1, 3, size, size)).logits
     if tuple(logits.shape) != (1, classes):
         raise ModelError(
             f"model {name} gives logits of shape {tuple(logits.shape)}, expected (1, {classes})."

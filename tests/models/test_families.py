@@ -117,18 +117,9 @@ def test_checkpoint_without_a_body_is_refused(family: str, tmp_path: Path) -> No
         run_recipe(recipe_at(folder, 32), tmp_path / "runs")
 
 
-def test_processor_that_does_more_to_pixels_is_refused(tmp_path: Path) -> None:
-    folder = save(build("ResNet", 5), tmp_path / "model")
-    file = folder / "preprocessor_config.json"
-    content = json.loads(file.read_text("utf-8"))
-    content |= {"image_processor_type": "MobileViTImageProcessor", "do_normalize": False}
-    content |= {"do_flip_channel_order": True, "do_center_crop": False}
-    file.write_text(json.dumps(content), "utf-8")
-    with pytest.raises(ModelError, match=r"normalise \(do_flip_channel_order\)"):
-        run_recipe(recipe_at(folder, 32), tmp_path / "runs")
-
-
-@pytest.mark.parametrize(("size", "said"), [(30, "use 24 or 32"), (8, None), (12, "use 8 or 16")])
+@pytest.mark.parametrize(
+    ("size", "said"), [(30, "image_size=24 or 32"), (8, None), (12, "image_size=8 or 16")]
+)
 def test_size_that_patches_do_not_fill_is_refused(
     size: int, said: str | None, tmp_path: Path
 ) -> None:

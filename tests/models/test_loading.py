@@ -21,7 +21,6 @@ from transformers import (
     BertConfig,
     BertModel,
     PreTrainedModel,
-    SwinConfig,
     ViTImageProcessor,
     pipeline,
     set_seed,
@@ -388,30 +387,6 @@ def test_saved_model_of_another_size_reloads(vit: Path, tmp_path: Path) -> None:
     again = AutoModelForImageClassification.from_pretrained(tmp_path / "saved").eval()
     with torch.no_grad():
         assert torch.equal(again(_images(48)).logits, model.eval()(_images(48)).logits)
-
-
-def test_size_smaller_than_a_patch_is_refused(tmp_path: Path) -> None:
-    write_vit_checkpoint(tmp_path / "vit", image_size=32, patch_size=16)
-    recipe = tiny_recipe(tmp_path / "vit", pretrained=True, preprocessing={"image_size": 8})
-    with pytest.raises(ModelError, match=r"image_size: 8 is smaller than .* patches of 16 px"):
-        load(recipe)
-
-
-def test_size_that_a_model_cannot_take_is_refused(tmp_path: Path) -> None:
-    write_timm_checkpoint(tmp_path / "timm", "test_vit3", image_size=160)
-    recipe = tiny_recipe(tmp_path / "timm", pretrained=True, preprocessing={"image_size": 64})
-    with pytest.raises(ModelError, match=r"timm does not take RGB images of 64 x 64: .*160"):
-        load(recipe)
-
-
-def test_model_without_a_position_table_names_its_own_size(tmp_path: Path) -> None:
-    config = SwinConfig(
-        image_size=32, patch_size=4, embed_dim=16, depths=[1], num_heads=[2], window_size=4
-    )
-    write_model(tmp_path / "swin", config)
-    recipe = tiny_recipe(tmp_path / "swin", pretrained=True, preprocessing={"image_size": 64})
-    with pytest.raises(ModelError, match=r"takes 32 px, not 64; set preprocessing\.image_size=32"):
-        load(recipe)
 
 
 # The image processor
