@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +24,7 @@ from hfbench.arguments import suggest
 from hfbench.bounds import require_memory
 from hfbench.connection import explain_hub_failure
 from hfbench.data import ImageSplit, balanced_subset
-from hfbench.decoding import decode_images, stack_images
+from hfbench.decoding import EncodedImages
 from hfbench.errors import DataError, first_line, listed
 from hfbench.pixel_cache import Decoded, describe_file, load_decoded
 from hfbench.recipe import local_path
@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 _SYNTHETIC_SIZE = (3, 32, 32)
 _SYNTHETIC_COUNT = {"train": 50_000, "test": 10_000}
 _DIGITS_TEST_FRACTION = 0.2
-_SHOWN = 5  # how many of many like problems a message lists
+_BATCH = 1000  # rows that are read at a time
 
 
 def load_splits(
@@ -365,38 +365,40 @@ class _Table(Source):
     def _root(self) -> Path:
         return local_path(self.dataset.name_or_path).resolve()
 
-    def _decode(self, rows: datasets.Dataset, split: str, index: np.ndarray) -> Decoded:
-        encoded = _read_column(rows, self.dataset.image_column)
-        decoded = decode_images(encoded)
-        numbered = [f"{split} image {number}" for number in index.tolist()]
-        failed = [
-            f"{name}{_path(entry)}: {error}"
-            for name, entry, error in zip(numbered, encoded, decoded, strict=True)
-            if isinstance(error, str)
-        ]
-        if failed:
-            more = f"\n  … and {len(failed) - _SHOWN} more" if len(failed) > _SHOWN else ""
-            shown = "".join(f"\n  {line}" for line in failed[:_SHOWN])
-            raise DataError(
-                f"{self.dataset.name_or_path}: {len(failed)} of {len(decoded)} images cannot be "
-                f"used:{shown}{more}"
-            )
-        # For notes, which are published with a model: without the folders above the data set.
-        root = self._root
-        where = [name + _path(entry, root) for name, entry in zip(numbered, encoded, strict=True)]
-        pictures = [picture for picture in decoded if not isinstance(picture, str)]
-        images, notes = stack_images(pictures, where, self.image_size, self.interpolation)
-        return Decoded(images, notes, is_resized=len({picture.size for picture in pictures}) > 1)
+    def _decode(self, rows: datasets.Dataset, split: str, index: np.ndarray) -> EncodedImages:
+        column, root = self.dataset.image_column, self._root
+        stored = rows.with_format("arrow")
+
+        def read(start: int, stop: int) -> Iterator[Any]:
+            return (value.as_py() for value in stored[start:stop].column(column))
+
+        def name(position: int, entry: Any) -> str:
+            return f"{split} image {index[position]}{_path(entry)}"
+
+        def public_name(position: int, entry: Any) -> str:
+            # Notes are published with a model: without the folders above the data set.
+            return f"{split} image {index[position]}{_path(entry, root)}"
+
+        return EncodedImages(
+            read,
+            len(index),
+            name,
+            public_name,
+            self.image_size,
+            self.interpolation,
+            self.dataset.name_or_path,
+        )
 
 
 def _external_files(rows: datasets.Dataset, column: str) -> list[list[str | int]]:
     """Describe the files of images that are stored as paths, as those of a folder of images are."""
     files = []
-    for part in rows.with_format("arrow")[:].column(column).chunks:
-        content = part.field("bytes")
-        if content.null_count:
-            paths = part.field("path").filter(content.is_null()).to_pylist()
-            files += [describe_file(path) for path in paths if path is not None]
+    for batch in rows.with_format("arrow").iter(_BATCH):  # all at once may copy every image
+        for part in batch.column(column).chunks:
+            content = part.field("bytes")
+            if content.null_count:
+                paths = part.field("path").filter(content.is_null()).to_pylist()
+                files += [describe_file(path) for path in paths if path is not None]
     return files
 
 
