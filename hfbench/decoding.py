@@ -34,15 +34,24 @@ from hfbench.pixel_cache import ShapeChangedError
 Entry = dict[str, Any] | None
 _Take = Callable[[int, int], AbstractContextManager[None]]
 
+
+def _cores() -> int:
+    """Return on how many cores this process may run."""
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 _LONGEST_MESSAGE = 1000
 _SHOWN = 5  # how many of many like problems a message lists
 _ELSEWHERE = re.compile(r"(^|::)(?!zip:|gzip:|tar:|file:)[A-Za-z][A-Za-z0-9+.\-]*://")
-_PART_BYTES = 2**20  # of pixels that a thread hands over at a time
+_PART_BYTES = 2**20  # of pixels that a thread decodes at a time
 _PART_IMAGES = 256  # at most; handing over each would cost as much as decoding it
-_THREADS = min(32, (os.cpu_count() or 1) + 4)
+_THREADS = min(32, _cores())  # more would hold more pictures and decode no faster
 _FIRST_TURNED = 5  # of EXIF's orientations: from here on height and width change places
 _SAMPLE = 16  # images, spread over the split, that are looked at before the others
-_DECODING_BYTES = 14  # a pixel of RGB: 4 in PIL, 4 when converted, 3 as an array, 3 on the way
+_BAND_PIXELS = 2**20  # that are taken out of PIL at a time
+_DECODING_BYTES = 12  # a pixel: 4 in PIL, 4 more when it is turned, 3 as an array, some on the way
 _DECODING_SHARE = 0.5  # of the free memory, for the pictures that are being decoded
 _SMALLER = (
     "train on fewer, with dataset.max_train_samples and dataset.max_eval_samples, or smaller ones"
@@ -92,7 +101,8 @@ class EncodedImages:
         seen = (_stored_size(entry, room) for n in positions for entry in read(n, n + 1))
         sizes = {size for size in seen if size is not None}
         self.is_resized = len(sizes) != 1
-        self._size = (image_size, image_size) if self.is_resized else sizes.pop()
+        self._size = (image_size, image_size) if self.is_resized else next(iter(sizes))
+        self._largest = max((width * height for width, height in sizes), default=0)  # pixels
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -116,7 +126,8 @@ class EncodedImages:
         require_memory(
             images * image_bytes, f"dataset: {images:,} images of {width} x {height}", _SMALLER
         )
-        step = max(1, min(_PART_IMAGES, _PART_BYTES // max(image_bytes, 1)))
+        decoded_bytes = max(image_bytes, 3 * self._largest)
+        step = max(1, min(_PART_IMAGES, _PART_BYTES // decoded_bytes))
         room, seen = _Room(), _Seen()
         with ThreadPoolExecutor(_THREADS) as pool:  # PIL decodes outside the interpreter's lock
             ends = ((start, min(start + step, images)) for start in range(0, images, step))
@@ -349,7 +360,14 @@ def _pixels(picture: Image.Image) -> tuple[np.ndarray, str]:
         picture = ImageOps.exif_transpose(picture)
     if picture.mode[0] in "IF":
         raise _UnusableError("it has more than 8 bits a channel; convert it to 8 bits")
-    return np.array(_to_rgb(picture)), picture.mode
+    width, height = picture.size
+    pixels = np.empty((height, width, 3), dtype=np.uint8)
+    rows = max(1, _BAND_PIXELS // width)
+    for top in range(0, height, rows):  # in one go there would be two more copies of all
+        bottom = min(top + rows, height)
+        band = picture if rows >= height else picture.crop((0, top, width, bottom))
+        pixels[top:bottom] = _to_rgb(band)
+    return pixels, picture.mode
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
