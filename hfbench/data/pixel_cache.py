@@ -1,8 +1,8 @@
 """Decoded images, kept in the cache of `datasets` so that the next run does not decode them again.
 
-A split is one Arrow file, named by a hash of everything that its pixels depend on and memory-mapped
-when it is read. It is written beside its place and moved there, so that runs at the same time never
-see half of one; at worst both decode.
+A split is one file, named by a hash of everything that its pixels depend on, decoded into part by
+part and memory-mapped when it is read. It is written beside its place and moved there, so that runs
+at the same time never see half of one; at worst both decode.
 """
 
 from __future__ import annotations
@@ -10,15 +10,17 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import mmap
 import os
+import shutil
 import struct
 import uuid
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -26,8 +28,11 @@ from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
-_FORMAT = 1  # raise it when images are decoded in another way, or the file holds something else
+_Result = TypeVar("_Result")
+
+_FORMAT = 2  # raise it when images are decoded in another way, or the file holds something else
 _FOLDER = "hfbench-decoded"  # in HF_DATASETS_CACHE
+_LENGTH = struct.Struct("<Q")  # before it: of the JSON that follows the pixels
 _CHECKSUM = struct.Struct("<I")  # the last bytes of a file: CRC-32 of those before
 
 
@@ -50,10 +55,33 @@ class Decoded:
     label_names: list[str] = field(default_factory=list)
 
 
+class ShapeChangedError(Exception):
+    """Images turned out to have another size than those before them: decode from the start."""
+
+
+class Encoded(Protocol):
+    """Images that are yet to be decoded, a part at a time; the last three hold after the last."""
+
+    def parts(self) -> Iterator[np.ndarray]:
+        """Yield uint8, (n, 3, H, W); after `ShapeChangedError` it is called again."""
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Return that of the pixels, (N, 3, H, W)."""
+
+    notes: list[str]
+    is_resized: bool
+
+
 def load_decoded(
-    identity: Mapping[str, Any], resizing: Mapping[str, Any], decode: Callable[[], Decoded]
+    identity: Mapping[str, Any],
+    resizing: Mapping[str, Any],
+    decode: Callable[[], Decoded | Encoded],
 ) -> Decoded:
     """Read a split from the cache, or decode it and put it there.
+
+    What is decoded in parts goes straight into its file, which is then mapped: of the pixels, no
+    more than some parts are in the process's own memory.
 
     A cache that cannot be written to, or has no room, is said and changes nothing else.
     ``datasets.disable_caching()`` keeps it out.
@@ -61,20 +89,23 @@ def load_decoded(
     Args:
         identity: Everything that the pixels depend on; made of what JSON can hold.
         resizing: What they depend on as well if images have to be resized.
-        decode: Raises for images that cannot be used; nothing is kept then.
+        decode: Raises, or its parts do, for images that cannot be used; nothing is kept then.
     """
     import datasets
 
     if not datasets.is_caching_enabled():
-        return decode()
+        return _in_memory(decode())
     folder = Path(datasets.config.HF_DATASETS_CACHE) / _FOLDER
     as_stored, resized = (folder / _file_name(key) for key in (identity, {**identity, **resizing}))
     for file in (as_stored, resized):
         if (found := _read(file)) is not None:
             return found
-    decoded = decode()
-    _write(resized if decoded.is_resized else as_stored, decoded)
-    return decoded
+    content = decode()
+    try:
+        return _keep(content, as_stored, resized)
+    except OSError as error:  # of the disk: one of an image is not raised as such
+        logger.warning(f"Decoded images are not kept for the next run: {error}")
+    return _in_memory(content)
 
 
 def describe_file(path: str | os.PathLike[str]) -> list[str | int]:
@@ -94,66 +125,111 @@ def _file_name(identity: Mapping[str, Any]) -> str:
     # Decoders and resizes differ between versions, by a grey level at most, but not in silence.
     versions = [_FORMAT, datasets.__version__, PIL.__version__, torchvision.__version__]
     text = json.dumps([versions, identity], sort_keys=True)
-    return f"{hashlib.sha256(text.encode()).hexdigest()}.arrow"
+    return f"{hashlib.sha256(text.encode()).hexdigest()}.pixels"
+
+
+def _in_memory(content: Decoded | Encoded) -> Decoded:
+    """Decode into the process's own memory."""
+    if isinstance(content, Decoded):
+        return content
+
+    def fill() -> np.ndarray:
+        pixels, start = np.empty(content.shape, dtype=np.uint8), 0
+        for part in content.parts():
+            pixels[start : start + len(part)] = part
+            start += len(part)
+        return pixels
+
+    pixels = _until_shaped(fill)
+    return Decoded(torch.from_numpy(pixels), content.notes, content.is_resized)
+
+
+def _until_shaped(decode: Callable[[], _Result]) -> _Result:
+    try:
+        return decode()
+    except ShapeChangedError:  # to a shape that all images can have
+        return decode()
+
+
+def _keep(content: Decoded | Encoded, as_stored: Path, resized: Path) -> Decoded:
+    """Write a split to the cache, and map it if it was decoded on the way.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    temporary = as_stored.with_name(f"{as_stored.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        _until_shaped(lambda: _write(temporary, content))
+        file = resized if content.is_resized else as_stored
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return content if isinstance(content, Decoded) else _map(file)
+
+
+def _write(file: Path, content: Decoded | Encoded) -> None:
+    """Write the pixels, what is said of them as JSON, and the length and checksum of all."""
+    shape = tuple(content.images.shape) if isinstance(content, Decoded) else content.shape
+    size, free = math.prod(shape), shutil.disk_usage(file.parent).free
+    if size > free:
+        raise OSError(
+            f"they take {size / 2**30:,.1f} GiB, and {file.parent} has {free / 2**30:,.1f} GiB free"
+        )
+    with file.open("wb") as sink:
+        checksum = 0
+        parts = (content.images.numpy(),) if isinstance(content, Decoded) else content.parts()
+        for part in parts:
+            pixels = np.ascontiguousarray(part).data
+            sink.write(pixels)
+            checksum = zlib.crc32(pixels, checksum)
+        said: dict[str, Any] = {
+            "shape": shape,
+            "notes": content.notes,
+            "is_resized": content.is_resized,
+        }
+        if isinstance(content, Decoded):
+            said |= {"labels": content.labels.tolist(), "label_names": content.label_names}
+        text = json.dumps(said).encode()
+        sink.write(text)
+        ending = _LENGTH.pack(len(text))
+        sink.write(ending)
+        sink.write(_CHECKSUM.pack(zlib.crc32(ending, zlib.crc32(text, checksum))))
 
 
 def _read(file: Path) -> Decoded | None:
     """Map a file of the cache; ``None`` if there is none, or it is damaged."""
-    import datasets
-    import pyarrow as pa
-
     if not file.is_file():
         return None
     try:
         if not _is_whole(file):
             raise ValueError("its checksum is wrong")
-        row = datasets.Dataset.from_file(str(file)).data  # one row, mapped, nothing is copied
-        said = {name: row.column(name)[0].as_py() for name in row.column_names if name != "pixels"}
-        buffer = row.column("pixels")[0].as_buffer()
-        flat = pa.Array.from_buffers(pa.uint8(), buffer.size, [None, buffer])
-        return Decoded(
-            # By way of DLPack: from_numpy warns of memory that is read-only.
-            torch.utils.dlpack.from_dlpack(flat).view(said["shape"]),
-            said["notes"],
-            said["is_resized"],
-            torch.tensor(said["labels"], dtype=torch.int64),
-            said["label_names"],
-        )
+        return _map(file)
     except (OSError, ValueError) as error:
         logger.info(f"Images are decoded again, since {file} cannot be read: {error}")
         return None
 
 
-def _write(file: Path, decoded: Decoded) -> None:
+def _map(file: Path) -> Decoded:
+    """Map the pixels of a file: the system reads them when they are used, and may drop them."""
     import pyarrow as pa
 
-    pixels = decoded.images.numpy().reshape(-1)
-    offsets = np.array([0, pixels.nbytes], dtype=np.int64)
-    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(pixels)]
-    columns = {
-        "pixels": pa.Array.from_buffers(pa.large_binary(), 1, buffers),
-        "shape": pa.array([list(decoded.images.shape)], pa.list_(pa.int64())),
-        "notes": pa.array([decoded.notes], pa.list_(pa.string())),
-        "is_resized": pa.array([decoded.is_resized]),
-        "labels": pa.array([decoded.labels.numpy()], pa.list_(pa.int64())),
-        "label_names": pa.array([decoded.label_names], pa.list_(pa.string())),
-    }
-    table = pa.table(columns)
-    temporary = file.with_name(f"{file.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("xb") as sink:
-                with pa.ipc.new_stream(sink, table.schema) as writer:
-                    writer.write_table(table)
-                sink.flush()
-                # Behind the end of the stream, where readers of Arrow do not look.
-                sink.write(_CHECKSUM.pack(_checksum(temporary, sink.tell())))
-            temporary.replace(file)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        logger.warning(f"Decoded images are not kept for the next run: {error}")
+    with file.open("rb") as source:
+        behind = source.seek(-_LENGTH.size - _CHECKSUM.size, os.SEEK_END)
+        (length,) = _LENGTH.unpack(source.read(_LENGTH.size))
+        source.seek(behind - length)
+        said = json.loads(source.read(length))
+    size = math.prod(said["shape"])
+    pixels = np.memmap(file, np.uint8, "r", shape=(size,)) if size else np.empty(0, np.uint8)
+    flat = pa.Array.from_buffers(pa.uint8(), size, [None, pa.py_buffer(pixels)])
+    return Decoded(
+        # By way of DLPack: from_numpy warns of memory that is read-only.
+        torch.utils.dlpack.from_dlpack(flat).view(said["shape"]),
+        said["notes"],
+        said["is_resized"],
+        torch.tensor(said.get("labels", []), dtype=torch.int64),
+        said.get("label_names", []),
+    )
 
 
 def _is_whole(file: Path) -> bool:

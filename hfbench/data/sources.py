@@ -10,7 +10,7 @@ import functools
 import hashlib
 import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +21,7 @@ import torch
 
 from hfbench.data.cifar import Archive, find_archive, find_archive_files
 from hfbench.data.class_folders import holds_images, read_folder, what_lies_there
-from hfbench.data.decoding import decode_images, stack_images
+from hfbench.data.decoding import EncodedImages
 from hfbench.data.images import ImageSplit, balanced_subset
 from hfbench.data.overlap import say_classes
 from hfbench.data.pixel_cache import Decoded, describe_file, load_decoded
@@ -45,7 +45,7 @@ _DIGITS_TEST_FRACTION = 0.2
 _UNPACKED = "hfbench-unpacked"  # in HF_DATASETS_CACHE: archives of folders of images
 _SPLIT_OPTIONS = ("dataset.train_split", "dataset.eval_split")
 _FEW_CLASSES = 10
-_SHOWN = 5  # how many of many like problems a message lists
+_BATCH = 1000  # rows that are read at a time
 
 
 def load_splits(
@@ -388,28 +388,29 @@ class _Table(Source):
     def _root(self) -> Path:
         return local_path(self.dataset.name_or_path).resolve()
 
-    def _decode(self, rows: datasets.Dataset, split: str, index: np.ndarray) -> Decoded:
-        encoded = _read_column(rows, self.dataset.image_column)
-        decoded = decode_images(encoded)
-        numbered = [f"{split} image {number}" for number in index.tolist()]
-        failed = [
-            f"{name}{_path(entry)}: {error}"
-            for name, entry, error in zip(numbered, encoded, decoded, strict=True)
-            if isinstance(error, str)
-        ]
-        if failed:
-            more = f"\n  … and {len(failed) - _SHOWN} more" if len(failed) > _SHOWN else ""
-            shown = "".join(f"\n  {line}" for line in failed[:_SHOWN])
-            raise DataError(
-                f"{self.dataset.name_or_path}: {len(failed)} of {len(decoded)} images cannot be "
-                f"used:{shown}{more}"
-            )
-        # For notes, which are published with a model: without the folders above the data set.
-        root = self._root
-        where = [name + _path(entry, root) for name, entry in zip(numbered, encoded, strict=True)]
-        pictures = [picture for picture in decoded if not isinstance(picture, str)]
-        images, notes = stack_images(pictures, where, self.image_size, self.interpolation)
-        return Decoded(images, notes, is_resized=len({picture.size for picture in pictures}) > 1)
+    def _decode(self, rows: datasets.Dataset, split: str, index: np.ndarray) -> EncodedImages:
+        column, root = self.dataset.image_column, self._root
+        stored = rows.with_format("arrow")
+
+        def read(start: int, stop: int) -> Iterator[Any]:
+            return (value.as_py() for value in stored[start:stop].column(column))
+
+        def name(position: int, entry: Any) -> str:
+            return f"{split} image {index[position]}{_path(entry)}"
+
+        def public_name(position: int, entry: Any) -> str:
+            # Notes are published with a model: without the folders above the data set.
+            return f"{split} image {index[position]}{_path(entry, root)}"
+
+        return EncodedImages(
+            read,
+            len(index),
+            name,
+            public_name,
+            self.image_size,
+            self.interpolation,
+            self.dataset.name_or_path,
+        )
 
 
 def _place_of(places: dict[int, int], number: int) -> int:
@@ -419,11 +420,12 @@ def _place_of(places: dict[int, int], number: int) -> int:
 def _external_files(rows: datasets.Dataset, column: str) -> list[list[str | int]]:
     """Describe the files of images that are stored as paths, as those of a folder of images are."""
     files = []
-    for part in rows.with_format("arrow")[:].column(column).chunks:
-        content = part.field("bytes")
-        if content.null_count:
-            paths = part.field("path").filter(content.is_null()).to_pylist()
-            files += [describe_file(path) for path in paths if path is not None]
+    for batch in rows.with_format("arrow").iter(_BATCH):  # all at once may copy every image
+        for part in batch.column(column).chunks:
+            content = part.field("bytes")
+            if content.null_count:
+                paths = part.field("path").filter(content.is_null()).to_pylist()
+                files += [describe_file(path) for path in paths if path is not None]
     return files
 
 

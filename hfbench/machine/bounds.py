@@ -10,8 +10,15 @@ from typing import IO, Any
 
 from hfbench.errors import DataError, HfbenchError
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+
 LARGEST_JSON = 64 * 2**20  # bytes; the result of 21,843 classes takes 3 MiB
 _SHARE = 0.9  # of the free memory, for one thing
+_CGROUP = Path("/sys/fs/cgroup")
+_CACHED = ("inactive_file ", "active_file ")
 
 
 def read_text(file: Path, limit: int = LARGEST_JSON) -> str:
@@ -41,6 +48,29 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError("it is nested too deeply") from None
 
 
+def free_memory() -> int:
+    """Return how many bytes this process can still take: of the machine, its container, its own.
+
+    The container's limit is Linux's (cgroup v2); what is cached of files counts as free, as in the
+    machine's.
+    """
+    import psutil
+
+    free = [int(psutil.virtual_memory().available)]
+    try:
+        limit, used = ((_CGROUP / f"memory.{name}").read_text() for name in ("max", "current"))
+        lines = (_CGROUP / "memory.stat").read_text().splitlines()
+        cached = sum(int(line.split()[1]) for line in lines if line.startswith(_CACHED))
+        free.append(int(limit) - int(used) + cached)
+    except (OSError, ValueError):  # no such group, or no limit: "max"
+        pass
+    if resource is not None:
+        limit_of_process, _ = resource.getrlimit(resource.RLIMIT_AS)
+        if limit_of_process != resource.RLIM_INFINITY:
+            free.append(limit_of_process - psutil.Process().memory_info().vms)
+    return max(0, min(free))
+
+
 def require_memory(
     size: float, what: str, advice: str, error: type[HfbenchError] = DataError
 ) -> None:
@@ -55,9 +85,7 @@ def require_memory(
     Raises:
         HfbenchError: Of the kind that was asked for.
     """
-    import psutil
-
-    free = psutil.virtual_memory().available
+    free = free_memory()
     if size > _SHARE * free:
         raise error(
             f"{what} would take {size / 2**30:,.1f} GiB of memory, and {free / 2**30:,.1f} GiB are "

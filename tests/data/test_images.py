@@ -15,10 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as F
 
 import hfbench.data.images
+from hfbench.data.decoding import EncodedImages
 from hfbench.data.images import ImageBatches, ImageSplit, balanced_subset
-from hfbench.data.sources import load_splits, stack_images
+from hfbench.data.sources import load_splits
 from hfbench.data.transforms import Normalization, Preprocessing
 from hfbench.errors import DataError, HubError
 from hfbench.recipe.schema import DatasetSection
@@ -300,11 +303,29 @@ def test_loaded_subset_names_where_each_image_came_from(tmp_path: Path) -> None:
 # --- colours and sizes ---
 
 
+def stack(
+    images: Sequence[Image.Image], size: int, how: str = "bilinear"
+) -> tuple[torch.Tensor, list[str]]:
+    """Decode images named a, b, c …; return their pixels and what was said of them."""
+    kinds = ["TIFF" if image.mode == "CMYK" else "PNG" for image in images]
+    entries = [encoded(*pair) for pair in zip(images, kinds, strict=True)]
+
+    def name(position: int, _: Any) -> str:
+        return "abcdefgh"[position]
+
+    content = EncodedImages(
+        lambda start, stop: entries[start:stop], len(entries), name, name, size, how
+    )
+    parts = list(content.parts())
+    assert np.concatenate(parts).shape == content.shape
+    return torch.from_numpy(np.concatenate(parts)), content.notes
+
+
 @pytest.mark.parametrize("mode", ["L", "1", "P", "RGBA", "LA", "CMYK"])
 def test_other_colour_modes_become_rgb_with_a_note(mode: str) -> None:
     images = [picture(0), picture(1, mode=mode), picture(2, mode=mode)]
 
-    tensor, notes = stack_images(images, ["a", "b", "c"], 16, "bilinear")
+    tensor, notes = stack(images, 16)
     assert torch.equal(tensor, torch.stack([as_tensor(image) for image in images]))
     assert notes == ["2 of 3 images are not RGB and were converted; the first is b."]
 
@@ -329,25 +350,29 @@ def test_palette_with_transparency_is_read_without_a_warning(tmp_path: Path) -> 
     assert len(train) == 2
 
 
-def test_few_odd_sizes_are_resized_to_the_prevailing_one() -> None:
-    images = [picture(0), picture(1, size=(9, 9)), picture(2)]
+def test_few_odd_sizes_make_all_be_resized_once_to_the_models_input() -> None:
+    images = [picture(0), picture(1, size=(40, 9)), picture(2)]
 
-    tensor, notes = stack_images(images, ["a", "b", "c"], 16, "bilinear")
-    assert tensor.shape == (3, 3, 6, 8)
-    assert torch.equal(tensor[2], as_tensor(images[2]))
-    resized = as_tensor(images[1].resize((8, 6), Image.Resampling.BILINEAR))
-    assert int((tensor[1].int() - resized.int()).abs().max()) <= 1
-    assert notes == ["1 of 3 images were resized to 8 x 6, since sizes are mixed; the first is b."]
+    tensor, notes = stack(images, 16)
+    assert tensor.shape == (3, 3, 16, 16)
+    for found, image in zip(tensor, images, strict=True):
+        straight = F.resize(as_tensor(image), [16, 16], InterpolationMode.BILINEAR, antialias=True)
+        assert torch.equal(found, straight)
+    assert notes == [
+        "3 of 3 images were resized to 16 x 16, the model's input, since sizes are mixed; the "
+        "first is a."
+    ]
 
 
 def test_sizes_without_a_majority_are_resized_to_the_model() -> None:
     images = [picture(0), picture(1, size=(9, 9)), picture(2), picture(3, size=(16, 16))]
 
-    tensor, notes = stack_images(images, ["a", "b", "c", "d"], 16, "bilinear")
+    tensor, notes = stack(images, 16)
     assert tensor.shape == (4, 3, 16, 16)
     assert torch.equal(tensor[3], as_tensor(images[3]))
     assert notes == [
-        "3 of 4 images were resized to 16 x 16, since sizes are mixed; the first is a."
+        "3 of 4 images were resized to 16 x 16, the model's input, since sizes are mixed; the "
+        "first is a."
     ]
 
 
@@ -355,7 +380,7 @@ def test_sizes_without_a_majority_are_resized_to_the_model() -> None:
 def test_every_interpolation_of_a_processor_resizes(interpolation: str) -> None:
     images = [picture(0), picture(1, size=(9, 9))]
 
-    assert stack_images(images, ["a", "b"], 5, interpolation)[0].shape == (2, 3, 5, 5)
+    assert stack(images, 5, interpolation)[0].shape == (2, 3, 5, 5)
 
 
 def test_notes_name_the_split_and_the_image(tmp_path: Path) -> None:
@@ -364,7 +389,8 @@ def test_notes_name_the_split_and_the_image(tmp_path: Path) -> None:
 
     assert train.notes == [
         "1 of 4 images are not RGB and were converted; the first is train image 2.",
-        "1 of 4 images were resized to 8 x 6, since sizes are mixed; the first is train image 3.",
+        "4 of 4 images were resized to 16 x 16, the model's input, since sizes are mixed; the "
+        "first is train image 0.",
     ]
     assert test.notes == []
 

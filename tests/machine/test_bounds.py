@@ -19,10 +19,16 @@ from PIL import Image
 
 from hfbench.data import cifar as archives
 from hfbench.data.cifar import find_archive
-from hfbench.data.decoding import decode_images
+from hfbench.data.decoding import EncodedImages
 from hfbench.data.sources import load_splits
 from hfbench.errors import DataError, HfbenchError, ModelError, RecipeError, ResultError
-from hfbench.machine.bounds import BoundedReader, check_unpacked_size, read_text, require_memory
+from hfbench.machine.bounds import (
+    BoundedReader,
+    check_unpacked_size,
+    free_memory,
+    read_text,
+    require_memory,
+)
 from hfbench.models.inference import predict
 from hfbench.models.loading import load_model, open_model
 from hfbench.recipe.schema import check_recipe, load_recipe
@@ -48,35 +54,90 @@ def png(width: int, height: int) -> bytes:
 # --- images ---
 
 
+def refusal(entries: list[Any]) -> list[str]:
+    """Return what is said of images that cannot be used, a line each behind the first."""
+
+    def name(position: int, _: Any) -> str:
+        return f"image {position}"
+
+    def read(start: int, stop: int) -> list[Any]:
+        return entries[start:stop]
+
+    with pytest.raises(DataError) as caught:
+        list(EncodedImages(read, len(entries), name, name, 16, "bilinear").parts())
+    return str(caught.value).splitlines()
+
+
 @pytest.mark.parametrize("size", [(100_000, 100_000), (2**31 - 1, 1), (30_000, 30_000)])
-def test_image_that_claims_to_be_huge_is_refused(size: tuple[int, int]) -> None:
+def test_image_that_claims_to_be_huge_is_refused_by_name(size: tuple[int, int]) -> None:
     start = time.perf_counter()
 
-    (found,) = decode_images([{"bytes": png(*size), "path": None}])
+    said = refusal([{"bytes": png(*size), "path": None}])
 
-    assert isinstance(found, str)
+    assert said[0] == "dataset: 1 of 1 images cannot be used:"
+    assert "image 0: it is too large, or made to fill the memory" in said[1]
     assert time.perf_counter() - start < 5
 
 
-def test_images_that_fill_the_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def leave_free(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    monkeypatch.setattr("psutil.virtual_memory", lambda: type("M", (), {"available": size}))
+
+
+def test_images_that_fill_the_memory_are_refused_before_the_first_is_decoded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     buffer = io.BytesIO()
     Image.new("RGB", (1000, 1000)).save(buffer, "PNG")
-    monkeypatch.setattr("psutil.virtual_memory", lambda: type("M", (), {"available": 4_000_000}))
+    leave_free(monkeypatch, 5_000_000)
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", lambda *_: pytest.fail("decoded"))
 
-    found = decode_images([{"bytes": buffer.getvalue(), "path": None}] * 4)
+    # No more than their heads is read; four take 12 million bytes.
+    entry = {"bytes": buffer.getvalue(), "path": None}
+    said = refusal([entry] * 4)
+    assert said == [
+        "dataset: 4 images of 1000 x 1000 would take 0.0 GiB of memory, and 0.0 GiB are free; "
+        "train on fewer, with dataset.max_train_samples and dataset.max_eval_samples, or smaller "
+        "ones."
+    ]
 
-    assert isinstance(found[3], str)
-    assert "memory" in found[3]
+
+def test_picture_that_memory_is_too_small_to_decode_is_named_with_its_size(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    entries = []
+    for size in ((8, 8), (1000, 1000)):
+        buffer = io.BytesIO()
+        Image.new("RGB", size).save(buffer, "PNG")
+        entries.append({"bytes": buffer.getvalue(), "path": None})
+    leave_free(monkeypatch, 5_000_000)
+
+    said = refusal(entries)
+    assert said[0] == "dataset: 1 of 2 images cannot be used:"
+    assert "image 1: decoding its 1,000 x 1,000 pixels would take" in said[1]
+
+
+def test_limits_of_container_and_process_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leave_free(monkeypatch, 2**50)
+    monkeypatch.setattr("hfbench.machine.bounds._CGROUP", tmp_path)
+    everything = free_memory()
+    (tmp_path / "memory.current").write_text("700\n")
+    (tmp_path / "memory.stat").write_text("anon 500\ninactive_file 120\nactive_file 30\n")
+    (tmp_path / "memory.max").write_text("max\n")
+    assert free_memory() == everything
+    (tmp_path / "memory.max").write_text("1000\n")
+    assert free_memory() == 1000 - 700 + 150
 
 
 def test_images_elsewhere_and_pipes_are_not_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     paths = ["https://example.org/x.png", "s3://bucket/x.png", str(tmp_path / "pipe.png")]
 
-    found = decode_images([{"bytes": None, "path": path} for path in paths])
+    _, *said = refusal([{"bytes": None, "path": path} for path in paths])
 
-    assert ["another machine" in str(text) for text in found] == [True, True, False]
-    assert found[2] == "it is no file"
+    assert ["another machine" in line for line in said] == [True, True, False]
+    assert "it is no file" in said[2]
 
 
 # --- archives ---
