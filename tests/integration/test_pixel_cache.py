@@ -31,7 +31,7 @@ def test_runs_that_decode_at_the_same_time_see_the_same_images(
         run.wait().check()
     written = set(cache.glob("*")) - before
     assert len(written) == 2  # one file a split, nothing half written
-    assert {file.suffix for file in written} == {".arrow"}
+    assert {file.suffix for file in written} == {".pixels"}
     times = {file: file.stat().st_mtime_ns for file in written}
     warm.run([*arguments, "-o", "runs3"], tmp_path).check()
     assert {file: file.stat().st_mtime_ns for file in written} == times
