@@ -82,6 +82,40 @@ def load_config(recipe: Recipe, path: str, revision: str | None) -> Any:
     return config
 
 
+def refuse_spelling(name: str) -> None:
+    """Refuse timm's own ways to write a model's name, with the one that is read here.
+
+    Args:
+        name: As the recipe has it; no folder.
+
+    Raises:
+        ModelError: If it is one.
+    """
+    if found := re.fullmatch(r"(hf[-_]hub|local-dir):(.+?)(?:@(.+))?", name):
+        kind, rest, revision = found.groups()
+        also = f" and model.revision={revision}" if revision else ""
+        raise ModelError(
+            f"model.name_or_path: {name} is how timm writes it; hfbench takes folders and names on "
+            f"the Hub without {kind}: in front. Write model.name_or_path={rest}{also}"
+        )
+    bare = "/" not in name
+    if not bare and not (name.startswith("timm/") and "." not in name):
+        return
+    architecture, _, tag = name.removeprefix("timm/").partition(".")
+    import timm
+
+    if not timm.is_model(architecture):
+        return
+    known = timm.get_pretrained_cfg(architecture)
+    tag = tag or str((known and known.tag) or "")
+    full = f"timm/{architecture}.{tag}" if tag else f"timm/{architecture}"
+    if full != name:
+        raise ModelError(
+            f"model.name_or_path: {name} is the name of an architecture in timm; its weights are "
+            f"{full} on the Hub. Write model.name_or_path={full}"
+        )
+
+
 def check_local_model(recipe: Recipe) -> None:
     """Check a model in a folder as far as its configuration goes, without building it.
 

@@ -24,6 +24,7 @@ from hfbench.checkpoints import (
     find_commit,
     is_known_without_checkpoint,
     load_config,
+    refuse_spelling,
     without_checkpointing,
 )
 from hfbench.connection import explain_hub_failure
@@ -78,6 +79,8 @@ def open_model(recipe: Recipe) -> ModelSource:
             f"model.name_or_path: {name} holds no config.json; give a folder written by "
             f"save_pretrained."
         )
+    if not local.exists() and not is_known_without_checkpoint(recipe):
+        refuse_spelling(name)
     path = str(local) if local.exists() else name
     revision = None if local.exists() else recipe.model.revision
     try:

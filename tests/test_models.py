@@ -148,6 +148,31 @@ def test_unknown_timm_name_suggests_a_near_one() -> None:
         open_model(tiny_recipe("timm/resnet10tt.c3_in1k"))
 
 
+@pytest.mark.parametrize("pretrained", [True, False])
+@pytest.mark.parametrize(
+    ("name", "right"),
+    [
+        ("hf-hub:timm/resnet10t.c3_in1k", "timm/resnet10t.c3_in1k"),
+        ("hf_hub:timm/resnet10t.c3_in1k", "timm/resnet10t.c3_in1k"),
+        ("hf-hub:me/mine@abc123", "me/mine and model.revision=abc123"),
+        ("local-dir:folder", "folder"),
+        ("resnet10t", "timm/resnet10t.c3_in1k"),
+        ("resnet10t.c3_in1k", "timm/resnet10t.c3_in1k"),
+    ],
+)
+def test_ways_of_timm_to_write_a_name_are_answered_with_the_right_one(
+    name: str, right: str, pretrained: bool
+) -> None:
+    with pytest.raises(ModelError, match=f"Write model.name_or_path={right}$"):
+        open_model(tiny_recipe(name, pretrained=pretrained))
+
+
+def test_architecture_without_a_tag_is_enough_for_fresh_weights_only() -> None:
+    assert open_model(tiny_recipe("timm/resnet10t")).config.architecture == "resnet10t"
+    with pytest.raises(ModelError, match=r"Write model\.name_or_path=timm/resnet10t\.c3_in1k$"):
+        open_model(tiny_recipe("timm/resnet10t", pretrained=True))
+
+
 def test_unknown_timm_tag_is_no_matter_of_the_network() -> None:
     with pytest.raises(ModelError, match=r"resnet10t\.c9_in1k"):
         open_model(tiny_recipe("timm/resnet10t.c9_in1k"))
