@@ -443,7 +443,12 @@ def _switch_checkpointing(model: PreTrainedModel, way: str) -> None:
 
 def _check_logits(model: PreTrainedModel, size: int, classes: int, name: str) -> None:
     with torch.no_grad():
-        logits = model(pixel_values=torch.zeros(1, 3, size, size)).logits
+        logits = getattr(model(pixel_values=torch.zeros(1, 3, size, size)), "logits", None)
+    if logits is None:
+        raise ModelError(
+            f"model {name} is a {type(model).__name__}, which gives no logits, so that neither "
+            f"Trainer nor pipeline can use it. Use another architecture."
+        )
     if tuple(logits.shape) != (1, classes):
         raise ModelError(
             f"model {name} gives logits of shape {tuple(logits.shape)}, expected (1, {classes})."

@@ -20,6 +20,7 @@ from transformers import (
     AutoModelForImageClassification,
     BertConfig,
     BertModel,
+    PPLCNetConfig,
     PreTrainedModel,
     ViTImageProcessor,
     pipeline,
@@ -509,6 +510,20 @@ def _assert_same_outside(recipe: Recipe, output_dir: Path) -> None:
 
 def test_run_of_a_vit_gives_the_same_outside(vit: Path, tmp_path: Path) -> None:
     _assert_same_outside(tiny_recipe(vit, pretrained=True), tmp_path)
+
+
+def test_run_of_fresh_weights_from_a_folder_gives_the_same_outside(
+    vit: Path, tmp_path: Path
+) -> None:
+    _assert_same_outside(tiny_recipe(vit, pretrained=False), tmp_path)
+
+
+def test_model_without_logits_is_refused(tmp_path: Path) -> None:
+    config = PPLCNetConfig(scale=0.25, num_labels=3)
+    AutoModelForImageClassification.from_config(config).save_pretrained(tmp_path / "model")
+    ViTImageProcessor().save_pretrained(tmp_path / "model")
+    with pytest.raises(ModelError, match=r"PPLCNetForImageClassification, which gives no logits"):
+        load(tiny_recipe(tmp_path / "model", pretrained=True))
 
 
 def test_run_of_a_timm_model_gives_the_same_outside(tmp_path: Path) -> None:
