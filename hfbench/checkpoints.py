@@ -34,7 +34,7 @@ _LAYERS = re.compile(r"(layers|depths?|blocks|stages)$")
 _MOST_LAYERS = 2000
 _MOST_CLASSES = 1_000_000
 _LARGEST_SIDE = 4096  # pixels
-_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 _LARGEST_CONFIGURATION = 32 * 2**20  # bytes; 21,843 classes with names take 2 MiB
 
 
@@ -203,7 +203,7 @@ def refuse_large_files(path: str, where: str) -> None:
     Raises:
         ModelError: If it is.
     """
-    for name in ("config.json", *_PROCESSOR_FILES):
+    for name in ("config.json", *PROCESSOR_FILES):
         file = Path(path) / name
         if file.is_file() and file.stat().st_size > _LARGEST_CONFIGURATION:
             raise ModelError(
