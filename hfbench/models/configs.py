@@ -34,7 +34,7 @@ _LAYERS = re.compile(r"(layers|depths?|blocks|stages)$")
 _MOST_LAYERS = 2000
 _MOST_CLASSES = 1_000_000
 _LARGEST_SIDE = 4096  # pixels
-_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 _LARGEST_CONFIGURATION = 32 * 2**20  # bytes; 21,843 classes with names take 2 MiB
 
 
@@ -80,6 +80,40 @@ def load_config(recipe: Recipe, path: str, revision: str | None) -> Any:
             f"model {path}: config.json has no pretrained_cfg, so mean and deviation are unknown."
         )
     return config
+
+
+def refuse_spelling(name: str) -> None:
+    """Refuse timm's own ways to write a model's name, with the one that is read here.
+
+    Args:
+        name: As the recipe has it; no folder.
+
+    Raises:
+        ModelError: If it is one.
+    """
+    if found := re.fullmatch(r"(hf[-_]hub|local-dir):(.+?)(?:@(.+))?", name):
+        kind, rest, revision = found.groups()
+        also = f" and model.revision={revision}" if revision else ""
+        raise ModelError(
+            f"model.name_or_path: {name} is how timm writes it; hfbench takes folders and names on "
+            f"the Hub without {kind}: in front. Write model.name_or_path={rest}{also}"
+        )
+    bare = "/" not in name
+    if not bare and not (name.startswith("timm/") and "." not in name):
+        return
+    architecture, _, tag = name.removeprefix("timm/").partition(".")
+    import timm
+
+    if not timm.is_model(architecture):
+        return
+    known = timm.get_pretrained_cfg(architecture)
+    tag = tag or str((known and known.tag) or "")
+    full = f"timm/{architecture}.{tag}" if tag else f"timm/{architecture}"
+    if full != name:
+        raise ModelError(
+            f"model.name_or_path: {name} is the name of an architecture in timm; its weights are "
+            f"{full} on the Hub. Write model.name_or_path={full}"
+        )
 
 
 def check_local_model(recipe: Recipe) -> None:
@@ -169,7 +203,7 @@ def refuse_large_files(path: str, where: str) -> None:
     Raises:
         ModelError: If it is.
     """
-    for name in ("config.json", *_PROCESSOR_FILES):
+    for name in ("config.json", *PROCESSOR_FILES):
         file = Path(path) / name
         if file.is_file() and file.stat().st_size > _LARGEST_CONFIGURATION:
             raise ModelError(

@@ -27,6 +27,7 @@ from hfbench.models.configs import (
     find_commit,
     is_known_without_checkpoint,
     load_config,
+    refuse_spelling,
     without_checkpointing,
 )
 from hfbench.models.processors import build_image_processor, read_normalization
@@ -78,8 +79,8 @@ def open_model(recipe: Recipe) -> ModelSource:
             f"model.name_or_path: {name} holds no config.json; give a folder written by "
             f"save_pretrained."
         )
-    if not local.exists():
-        _check_spelling(name)
+    if not local.exists() and not is_known_without_checkpoint(recipe):
+        refuse_spelling(name)
     path = str(local) if local.exists() else name
     revision = None if local.exists() else recipe.model.revision
     try:
@@ -98,24 +99,6 @@ def open_model(recipe: Recipe) -> ModelSource:
         else find_commit(path, revision)
     )
     return ModelSource(config, processor, normalization, path, commit)
-
-
-def _check_spelling(name: str) -> None:
-    """Answer timm's own ways to write a name with the one that is read here.
-
-    Raises:
-        ModelError: With that.
-    """
-    for prefix in ("hf-hub:", "hf_hub:"):
-        if name.startswith(prefix):
-            raise ModelError(f"model.name_or_path: write {name.removeprefix(prefix)}")
-    if "/" in name or not name:
-        return
-    import timm
-
-    architecture = name.partition(".")[0]
-    if timm.is_model(architecture):
-        raise ModelError(f"model.name_or_path: write timm/{name}, as on the Hub")
 
 
 def load_model(
@@ -460,7 +443,12 @@ def _switch_checkpointing(model: PreTrainedModel, way: str) -> None:
 
 def _check_logits(model: PreTrainedModel, size: int, classes: int, name: str) -> None:
     with torch.no_grad():
-        logits = model(pixel_values=torch.zeros(1, 3, size, size)).logits
+        logits = getattr(model(pixel_values=torch.zeros(1, 3, size, size)), "logits", None)
+    if logits is None:
+        raise ModelError(
+            f"model {name} is a {type(model).__name__}, which gives no logits, so that neither "
+            f"Trainer nor pipeline can use it. Use another architecture."
+        )
     if tuple(logits.shape) != (1, classes):
         raise ModelError(
             f"model {name} gives logits of shape {tuple(logits.shape)}, expected (1, {classes})."

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from hfbench.data.transforms import Normalization
 from hfbench.errors import ModelError, first_line
-from hfbench.models.configs import known_configs, refuse_foreign_processor
+from hfbench.models.configs import PROCESSOR_FILES, known_configs, refuse_foreign_processor
 
 if TYPE_CHECKING:
     from hfbench.recipe.schema import Recipe
@@ -95,6 +95,11 @@ def read_normalization(
         _check_normalization(declared, path)
         found = _observe(processor, declared)
         _check_normalization(found, path)
+        if _cuts_sides_off(processor):
+            logger.info(
+                f"The image processor of {recipe.model.name_or_path} cuts the sides off; training, "
+                f"testing and the saved model resize the whole image to {size} x {size} instead."
+            )
         return found
     except ModelError:
         raise
@@ -162,16 +167,9 @@ def _send_colours(processor: Any, steps: list[str]) -> Tensor:
     Raises:
         ValueError: If what comes out is no picture of one colour.
     """
-    # Larger than any picture that comes out, so that a crop of the centre needs no border; and
-    # wider than high, so that a square is padded if it is.
-    sizes = [getattr(processor, name, None) for name in ("size", "crop_size", "pad_size")]
-    lengths = [v for size in sizes if size for v in dict(size).values() if isinstance(v, int)]
-    height = max([32, *lengths])
     found = []
     for colour in _COLOURS:
-        picture = Image.new("RGB", (height + height // 4, height), colour)
-        # One colour stays that whatever the interpolation, of which torch has not all.
-        values = processor(picture, resample=2, return_tensors="pt")["pixel_values"].double()
+        values = _process(processor, _wide_picture(processor, colour))
         if values.ndim != 4 or values.shape[:2] != (1, 3):
             raise ValueError(f"it gives {tuple(values.shape)}, no pictures of three channels")
         flat = values[0].flatten(1)
@@ -184,6 +182,29 @@ def _send_colours(processor: Any, steps: list[str]) -> Tensor:
             )
         found.append(flat[:, 0])
     return torch.stack(found)
+
+
+def _wide_picture(processor: Any, colour: tuple[int, int, int]) -> Image.Image:
+    # Larger than any picture that comes out, so that a crop of the centre needs no border; and
+    # wider than high, so that a square is padded if it is.
+    sizes = [getattr(processor, name, None) for name in ("size", "crop_size", "pad_size")]
+    lengths = [v for size in sizes if size for v in dict(size).values() if isinstance(v, int)]
+    height = max([32, *lengths])
+    return Image.new("RGB", (height + height // 4, height), colour)
+
+
+def _process(processor: Any, picture: Image.Image) -> Tensor:
+    # One colour stays that whatever the interpolation, of which torch has not all.
+    values: Tensor = processor(picture, resample=2, return_tensors="pt")["pixel_values"]
+    return values.double()
+
+
+def _cuts_sides_off(processor: Any) -> bool:
+    """Tell whether the left edge of a wide picture is lost."""
+    black = _wide_picture(processor, (0, 0, 0))
+    picture = black.copy()
+    picture.paste((255, 255, 255), (0, 0, picture.width // 16, picture.height))
+    return torch.equal(*(_process(processor, each)[..., 0] for each in (black, picture)))
 
 
 def _check_normalization(found: Normalization, path: str) -> None:
@@ -249,7 +270,7 @@ def _load_processor(recipe: Recipe, config: Any, path: str, revision: str | None
     from transformers import AutoImageProcessor, ViTImageProcessor
 
     local = Path(path).exists()
-    has_file = (Path(path) / "preprocessor_config.json").is_file()
+    has_file = any((Path(path) / file).is_file() for file in PROCESSOR_FILES)
     if not recipe.model.pretrained and not has_file and (local or path in known_configs()):
         # Fresh weights have no normalisation of their own; ViT's, 0.5 and 0.5, is the family's.
         return ViTImageProcessor()

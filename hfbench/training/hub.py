@@ -160,7 +160,10 @@ def public_recipe(recipe: Recipe) -> Recipe:
         path = local_path(name)
         return path.resolve().name if path.exists() else name
 
-    model = recipe.model.model_copy(update={"name_or_path": shorten(recipe.model.name_or_path)})
+    name = shorten(recipe.model.name_or_path)
+    model = recipe.model.model_copy(
+        update={"name_or_path": name, "pretrained": recipe.model.pretrained}
+    )
     dataset = recipe.dataset.model_copy(
         update={"name_or_path": shorten(recipe.dataset.name_or_path)}
     )

@@ -138,17 +138,3 @@ def test_size_may_be_written_as_a_pair(tmp_path: Path) -> None:
     file.write_text(json.dumps(content), "utf-8")
     result = run_recipe(recipe_at(folder, 64), tmp_path / "runs")
     assert result.metrics.test is not None
-
-
-@pytest.mark.parametrize(
-    ("name", "said"),
-    [
-        ("hf-hub:timm/resnet18.a1_in1k", "write timm/resnet18.a1_in1k"),
-        ("hf_hub:timm/resnet18.a1_in1k", "write timm/resnet18.a1_in1k"),
-        ("resnet18", "write timm/resnet18"),
-        ("resnet18.a1_in1k", "write timm/resnet18.a1_in1k"),
-    ],
-)
-def test_timms_ways_to_write_a_name_are_answered(name: str, said: str, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=said):
-        run_recipe(tiny_recipe(name, pretrained=True), tmp_path)

@@ -20,6 +20,7 @@ from transformers import (
     AutoModelForImageClassification,
     BertConfig,
     BertModel,
+    PPLCNetConfig,
     PreTrainedModel,
     ViTImageProcessor,
     pipeline,
@@ -146,6 +147,31 @@ def test_unknown_timm_name_suggests_a_near_one() -> None:
     expected = r"timm \S+ does not know resnet10tt\.c3_in1k; did you mean resnet10t\?"
     with pytest.raises(ModelError, match=expected):
         open_model(tiny_recipe("timm/resnet10tt.c3_in1k"))
+
+
+@pytest.mark.parametrize("pretrained", [True, False])
+@pytest.mark.parametrize(
+    ("name", "right"),
+    [
+        ("hf-hub:timm/resnet10t.c3_in1k", "timm/resnet10t.c3_in1k"),
+        ("hf_hub:timm/resnet10t.c3_in1k", "timm/resnet10t.c3_in1k"),
+        ("hf-hub:me/mine@abc123", "me/mine and model.revision=abc123"),
+        ("local-dir:folder", "folder"),
+        ("resnet10t", "timm/resnet10t.c3_in1k"),
+        ("resnet10t.c3_in1k", "timm/resnet10t.c3_in1k"),
+    ],
+)
+def test_ways_of_timm_to_write_a_name_are_answered_with_the_right_one(
+    name: str, right: str, pretrained: bool
+) -> None:
+    with pytest.raises(ModelError, match=f"Write model.name_or_path={right}$"):
+        open_model(tiny_recipe(name, pretrained=pretrained))
+
+
+def test_architecture_without_a_tag_is_enough_for_fresh_weights_only() -> None:
+    assert open_model(tiny_recipe("timm/resnet10t")).config.architecture == "resnet10t"
+    with pytest.raises(ModelError, match=r"Write model\.name_or_path=timm/resnet10t\.c3_in1k$"):
+        open_model(tiny_recipe("timm/resnet10t", pretrained=True))
 
 
 def test_unknown_timm_tag_is_no_matter_of_the_network() -> None:
@@ -484,6 +510,20 @@ def _assert_same_outside(recipe: Recipe, output_dir: Path) -> None:
 
 def test_run_of_a_vit_gives_the_same_outside(vit: Path, tmp_path: Path) -> None:
     _assert_same_outside(tiny_recipe(vit, pretrained=True), tmp_path)
+
+
+def test_run_of_fresh_weights_from_a_folder_gives_the_same_outside(
+    vit: Path, tmp_path: Path
+) -> None:
+    _assert_same_outside(tiny_recipe(vit, pretrained=False), tmp_path)
+
+
+def test_model_without_logits_is_refused(tmp_path: Path) -> None:
+    config = PPLCNetConfig(scale=0.25, num_labels=3)
+    AutoModelForImageClassification.from_config(config).save_pretrained(tmp_path / "model")
+    ViTImageProcessor().save_pretrained(tmp_path / "model")
+    with pytest.raises(ModelError, match=r"PPLCNetForImageClassification, which gives no logits"):
+        load(tiny_recipe(tmp_path / "model", pretrained=True))
 
 
 def test_run_of_a_timm_model_gives_the_same_outside(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from torchvision.transforms.v2 import functional as F
 from transformers import (
     AutoImageProcessor,
     AutoModelForImageClassification,
+    CLIPImageProcessor,
+    ConvNextImageProcessor,
     DonutImageProcessor,
     EfficientNetImageProcessor,
     ImageGPTImageProcessor,
@@ -113,6 +116,35 @@ def test_step_that_training_would_drop_is_refused_by_its_name(
     file.write_text(json.dumps(content), "utf-8")
     with pytest.raises(ModelError, match=f"its image processor is not supported: .*{step}"):
         open_model(tiny_recipe(vit, pretrained=pretrained))
+
+
+@pytest.mark.parametrize(
+    ("processor", "cuts"),
+    [
+        (ViTImageProcessor(size=SQUARE), False),
+        (CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=SQUARE), True),
+        (ConvNextImageProcessor(size={"shortest_edge": 32}, crop_pct=0.875), True),
+        (ConvNextImageProcessor(size={"shortest_edge": 384}), False),
+    ],
+)
+def test_crop_that_becomes_a_resize_is_said(
+    processor: Any, cuts: bool, vit: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _write(processor, vit)
+    with caplog.at_level(logging.INFO, "hfbench"):
+        open_model(tiny_recipe(vit, pretrained=True))
+    assert ("cuts the sides off; training, testing and the saved model" in caplog.text) == cuts
+
+
+def test_processor_in_the_file_of_a_whole_processor_is_read(vit: Path) -> None:
+    file = vit / "preprocessor_config.json"
+    ViTImageProcessor(size=SQUARE, image_mean=[0.1, 0.2, 0.3]).save_pretrained(vit)
+    nested = {"image_processor": json.loads(file.read_text("utf-8")), "processor_class": "Other"}
+    (vit / "processor_config.json").write_text(json.dumps(nested), "utf-8")
+    file.unlink()
+    for pretrained in (True, False):
+        source = open_model(tiny_recipe(vit, pretrained=pretrained))
+        assert source.normalization.mean == (0.1, 0.2, 0.3)
 
 
 def test_cutout_of_a_model_that_takes_bgr_is_of_the_mean_colour(vit: Path) -> None:
