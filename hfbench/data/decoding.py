@@ -347,7 +347,11 @@ def _stored_size(entry: Entry, room: _Room) -> tuple[int, int] | None:
                 return picture.size
             with room.taken(*picture.size):  # of a PNG, all is read for how it is turned
                 picture.getexif()
-            turned = picture.getexif().get(ExifTags.Base.Orientation, 1) >= _FIRST_TURNED
+            # PIL turns a TIFF itself, and says so of its size before.
+            turned = (
+                picture.format != "TIFF"
+                and picture.getexif().get(ExifTags.Base.Orientation, 1) >= _FIRST_TURNED
+            )
             return (picture.height, picture.width) if turned else picture.size
     except (_UnusableError, MemoryError):  # which decoding says
         return None

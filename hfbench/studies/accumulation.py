@@ -157,7 +157,9 @@ def _first_step(
     args = build_training_arguments(recipe, folder)
     model = copy.deepcopy(bench.inputs.model)
     turn_off_dropout(model)
-    trainer = assemble(recipe, args, replace(bench.inputs, model=model), Clock(), [keep])
+    trainer = assemble(
+        recipe, args, replace(bench.inputs, model=model), Clock(), [keep], as_asked=True
+    )
     trainer.remove_callback(PrinterCallback)
     if trainer.loss_scale:
         trainer.loss_scale.start_at(scale)

@@ -159,7 +159,9 @@ class Bench:
         model: PreTrainedModel = copy.deepcopy(self.inputs.model)
         if prepare is not None:
             prepare(model)
-        trainer = assemble(recipe, args, replace(self.inputs, model=model), Clock(), [timer])
+        trainer = assemble(
+            recipe, args, replace(self.inputs, model=model), Clock(), [timer], as_asked=True
+        )
         trainer.remove_callback(PrinterCallback)
         needed = max_steps * args.per_device_train_batch_size * args.gradient_accumulation_steps
         trainer.train_dataset = _OneEpoch(trainer.train_dataset, needed)

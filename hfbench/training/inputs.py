@@ -43,6 +43,8 @@ from hfbench.training.trainer import BenchTrainer, build_trainer
 
 logger = logging.getLogger(__name__)
 
+logger = logging.getLogger(__name__)
+
 _SHARED_MEMORY = Path("/dev/shm")  # where torch's workers put batches, on Linux
 _CHECKED_IMAGES = 4  # on which the saved image processor is compared with ours
 
@@ -152,8 +154,24 @@ def assemble(
     inputs: Inputs,
     clock: Clock,
     callbacks: Sequence[TrainerCallback],
+    *,
+    as_asked: bool = False,
 ) -> BenchTrainer:
-    """Put the trainer of a recipe together from its inputs."""
+    """Put the trainer of a recipe together from its inputs.
+
+    Args:
+        recipe: What is trained.
+        args: Of the recipe; without workers afterwards, if there is no room for their batches.
+        inputs: From `load_inputs`.
+        clock: That times it.
+        callbacks: Of the trainer.
+        as_asked: Whether loader workers that shared memory is too small for are refused, as where
+            settings are measured against each other; else it goes on without, which is said.
+
+    Raises:
+        DeviceError: If workers are refused.
+        RecipeError: If transformers refuses an argument.
+    """
     given = inputs.preprocessing
     preprocessing = Preprocessing(  # a window's recipe may have another memory format
         given.normalization, given.augmentation, given.seed, recipe.model.memory_format
@@ -165,7 +183,7 @@ def assemble(
         location = recipe.preprocessing.location
         return ImageBatches(split, preprocessing, location, augment, device)
 
-    check_shared_memory(recipe, args, inputs)
+    check_shared_memory(recipe, args, inputs, as_asked=as_asked)
     set_implementation(inputs.model, recipe.model)
     return build_trainer(
         recipe,
@@ -180,34 +198,53 @@ def assemble(
     )
 
 
-def check_shared_memory(recipe: Recipe, args: TrainingArguments, inputs: Inputs) -> None:
-    """Refuse loader workers whose batches do not fit into shared memory.
+def check_shared_memory(
+    recipe: Recipe, args: TrainingArguments, inputs: Inputs, *, as_asked: bool
+) -> None:
+    """Do without loader workers whose batches do not fit into shared memory, or refuse them.
 
     A worker that finds none there loses its batch, and the run would wait for it for ever.
 
     Raises:
-        DeviceError: With what is needed and what is free, in MiB, and what to do.
+        DeviceError: If they are refused, with what is needed and what is free, in MiB, and what to
+            do.
     """
     workers = args.dataloader_num_workers
     on_device = recipe.preprocessing.location == "device"
     if not workers or not _SHARED_MEMORY.is_dir() or (on_device and args.device.type != "cpu"):
         return  # images that lie on a device are not handed over
     size = recipe.preprocessing.image_size
-    height, width = inputs.train.images.shape[-2:]
-    image = 3 * height * width if on_device else 3 * size * size * 4  # uint8; float32
-    mixed = 2 if inputs.preprocessing.mixes and on_device else 1
-    batch = max(args.per_device_train_batch_size, args.per_device_eval_batch_size)
+    splits = {"train": (inputs.train, args.per_device_train_batch_size)}
+    splits["test"] = (inputs.test, args.per_device_eval_batch_size)
+    batch = {}
+    for name, (split, count) in splits.items():
+        height, width = split.images.shape[-2:]
+        batch[name] = count * (3 * height * width if on_device else 3 * size * size * 4)
+    if inputs.preprocessing.mixes and on_device:
+        batch["train"] *= 2  # uint8, and partners; on the host float32, mixed already
+    # While test images are evaluated between two steps, training's wait.
+    between = args.eval_strategy != "no"
+    largest = sum(batch.values()) if between else max(batch.values())
     ahead = workers * (args.dataloader_prefetch_factor or 2) + 1  # one more is used meanwhile
     here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    needed = mixed * image * batch * ahead * here / 2**20
+    needed = largest * ahead * here / 2**20
     free = shutil.disk_usage(_SHARED_MEMORY).free / 2**20
-    if needed > free:
+    if needed <= free:
+        return
+    lacking = (
+        f"{_SHARED_MEMORY} has {free:.0f} MiB free, but {workers} loader workers hand over up to "
+        f"{needed:.0f} MiB there at once."
+    )
+    more = "Give it more (in a container: --shm-size)"
+    if as_asked:
         raise DeviceError(
-            f"{_SHARED_MEMORY} has {free:.0f} MiB free, but {workers} loader workers hand over up "
-            f"to {needed:.0f} MiB there at once. Give it more (in a container: --shm-size), or "
-            "train without: training_args.dataloader_num_workers=0, preprocessing.location=device, "
-            "or a smaller batch."
+            f"{lacking} {more}, or train without: training_args.dataloader_num_workers=0, "
+            "preprocessing.location=device, or a smaller batch."
         )
+    logger.warning(f"{lacking} Going on without workers, which may be slower. {more}.")
+    args.dataloader_num_workers = 0
+    args.dataloader_prefetch_factor = None
+    args.dataloader_persistent_workers = False
 
 
 def has_labels(recipe: Recipe) -> bool:

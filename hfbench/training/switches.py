@@ -61,7 +61,9 @@ def observe_switches(recipe: Recipe, trainer: BenchTrainer) -> dict[str, Switch]
             no_copy or "not pinned",
         ),
         "dataloader_num_workers": switch(
-            recipe.argument("dataloader_num_workers"), base.num_workers
+            recipe.argument("dataloader_num_workers"),
+            base.num_workers,
+            "shared memory is too small for the batches of workers",
         ),
         "gradient_accumulation_steps": switch(
             recipe.argument("gradient_accumulation_steps"), args.gradient_accumulation_steps

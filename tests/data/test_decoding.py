@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+import torch
+from PIL import ExifTags, Image, ImageFile
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as F
 
-from tests.data.test_images import encoded, good, picture, quiet, saved, table
+from hfbench.data.decoding import EncodedImages
+from hfbench.errors import DataError
+from tests.data.test_images import (
+    as_tensor,
+    encoded,
+    good,
+    load,
+    load_error,
+    picture,
+    quiet,
+    saved,
+    table,
+)
 
 __all__ = ["quiet"]
 
@@ -112,3 +129,164 @@ def test_no_more_photos_are_held_than_are_being_decoded(tmp_path: Path) -> None:
 def test_photos_are_decoded_one_by_one_where_memory_allows_no_more(tmp_path: Path) -> None:
     # Address space for threads and one picture, not for six.
     assert measure(tmp_path, write_photos(tmp_path, 16), 700 * 2**20)[3] == [16, 3, 32, 32]
+
+
+# --- the machine, which no image is to blame for ---
+
+
+def decode(entries: list[Any], size: int = 16) -> tuple[torch.Tensor, EncodedImages]:
+    """Decode images as they are stored."""
+
+    def name(position: int, _: Any) -> str:
+        return f"image {position}"
+
+    content = EncodedImages(
+        lambda start, stop: entries[start:stop], len(entries), name, name, size, "bilinear"
+    )
+    return torch.from_numpy(np.concatenate(list(content.parts()))), content
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("Unable to allocate 9 GiB"),
+        OSError("out of memory error when reading image file"),  # what PIL makes of a decoder's
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
+def test_memory_that_runs_out_is_blamed_on_no_image(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", fail)
+    with pytest.raises(DataError, match="memory ran out while images were decoded") as caught:
+        decode([encoded(picture(n, size=(8, 8)), "BMP") for n in range(4)])
+    assert "cannot be used" not in str(caught.value)
+
+
+def test_picture_that_memory_was_too_small_for_beside_others_is_decoded_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    load_picture, failed = ImageFile.ImageFile.load, []
+
+    def fail_once(self: Any) -> Any:
+        if not failed:
+            failed.append(True)
+            raise MemoryError
+        return load_picture(self)
+
+    images = [picture(n, size=(8, 8)) for n in range(4)]
+    monkeypatch.setattr(ImageFile.ImageFile, "load", fail_once)
+    pixels, _ = decode([encoded(image, "BMP") for image in images])
+    assert failed
+    assert torch.equal(pixels, torch.stack([as_tensor(image) for image in images]))
+
+
+def test_disk_without_room_is_said_with_both_sizes_before_decoding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("hfbench.data.pixel_cache.shutil.disk_usage", lambda _: Free(2**29))
+    monkeypatch.setattr("hfbench.data.pixel_cache.math.prod", lambda shape: 3 * 2**29)
+    caplog.set_level(logging.WARNING, logger="hfbench")
+
+    train, _ = load(saved(tmp_path, good(), good(2)))
+    assert "are not kept for the next run: they take 1.5 GiB, and" in caplog.text
+    assert "has 0.5 GiB free" in caplog.text
+    assert len(train) == 4
+
+
+class Free:
+    """What is said of a disk."""
+
+    def __init__(self, free: int) -> None:
+        self.free = free
+
+
+# --- one size, known from a few ---
+
+
+def test_odd_image_that_was_not_looked_at_makes_all_be_resized(tmp_path: Path) -> None:
+    images = [picture(n) for n in range(300)]
+    images[299 - 7] = picture(1000, size=(30, 20))
+    train, test = load(saved(tmp_path, table(images, [n % 2 for n in range(300)]), good(2)))
+
+    assert train.images.shape == (300, 3, 16, 16)
+    assert test.images.shape == (2, 3, 6, 8)
+    for n in (0, 292, 299):
+        image = as_tensor(images[n])
+        straight = F.resize(image, [16, 16], InterpolationMode.BILINEAR, antialias=True)
+        assert torch.equal(train.images[n], straight)
+    assert train.notes[0].startswith("300 of 300 images were resized to 16 x 16")
+
+
+def turned(image: Image.Image, kind: str) -> dict[str, Any]:
+    """Encode a picture that was taken with the camera on its side."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    return encoded(image, kind, exif=exif, **({"quality": 95} if kind == "JPEG" else {}))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "WEBP"])
+def test_photos_are_turned_as_their_exif_says(kind: str) -> None:
+    entries = [turned(picture(n, size=(8, 6)), kind) for n in range(3)]
+
+    pixels, content = decode(entries)
+    assert content.shape == (3, 3, 8, 6)
+    assert not content.is_resized
+    if kind in ("PNG", "TIFF"):
+        assert torch.equal(pixels[0], as_tensor(picture(0)).rot90(-1, (1, 2)))
+    mixed, _ = decode([*entries, turned(picture(0, size=(6, 8)), kind)])
+    assert mixed.shape == (4, 3, 16, 16)
+
+
+# --- kinds of images ---
+
+
+def test_truncated_image_is_refused_by_name(tmp_path: Path) -> None:
+    content = encoded(picture(0, size=(64, 64)), "JPEG")
+    content["bytes"] = content["bytes"][: len(content["bytes"]) // 2]
+
+    said = load_error(saved(tmp_path, table([picture(1), content], [0, 1]), good()))
+    assert "1 of 2 images cannot be used:\n  train image 1: image file is truncated" in said
+
+
+def test_of_an_animation_the_first_frame_is_taken_and_said() -> None:
+    frames = [picture(n).convert("P") for n in range(3)]
+    film = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+
+    pixels, content = decode([encoded(picture(9)), film])
+    assert torch.equal(pixels[1], as_tensor(frames[0]))
+    assert content.notes == [
+        "1 of 2 images are not RGB and were converted; the first is image 1.",
+        "1 of 2 images have several frames, of which the first was taken; the first is image 1.",
+    ]
+
+
+def test_photo_with_a_preview_is_no_animation() -> None:
+    photo = encoded(picture(0), "MPO", save_all=True, append_images=[picture(1)])
+
+    assert decode([photo, photo])[1].notes == []
+
+
+def test_sixteen_bits_of_grey_are_refused_and_of_colour_are_rounded_down() -> None:
+    grey = Image.fromarray(np.full((6, 8), 40_000, np.uint16))
+    with pytest.raises(DataError, match="image 1: it has more than 8 bits a channel; convert"):
+        decode([encoded(picture(0)), encoded(grey)])
+
+
+def test_large_photo_is_taken_in_bands_without_a_seam() -> None:
+    image = picture(0, size=(2000, 1100)).convert("CMYK")
+
+    pixels, _ = decode([encoded(image, "TIFF")])
+    assert torch.equal(pixels[0], as_tensor(image))
+
+
+def test_image_of_more_pixels_than_pil_warns_of_is_decoded_without_a_warning(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 60)
+    assert decode([encoded(picture(0, size=(10, 10)))])[0].shape == (1, 3, 10, 10)
+    with pytest.raises(DataError, match="image 0: it is too large, or made to fill the memory"):
+        decode([encoded(picture(0, size=(20, 20)))])

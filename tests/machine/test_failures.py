@@ -24,6 +24,7 @@ from hfbench.machine.environment import check_machine
 from hfbench.machine.failures import PatientStream, WorldError, explain, is_out_of_memory
 from hfbench.results.manifest import has_checkpoint
 from hfbench.results.schema import find_runs
+from hfbench.studies.windows import Bench
 from hfbench.training.run import run_recipe
 from tests.builders import tiny_recipe, vit_config, write_model
 
@@ -168,16 +169,37 @@ def test_folder_that_is_gone_is_named(
         run_recipe(tiny_recipe(vit, pretrained=True), tmp_path / "runs")
 
 
-def test_batches_of_workers_that_do_not_fit_into_shared_memory_are_refused(
-    vit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def small_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     usage = type("Usage", (), {"free": 2**20})
     monkeypatch.setattr("hfbench.training.inputs.shutil.disk_usage", lambda path: usage)
+
+
+@pytest.mark.usefixtures("small_shared_memory")
+def test_run_goes_on_without_workers_whose_batches_do_not_fit_into_shared_memory(
+    vit: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     # 20 images of 3 x 32 x 32 float32 are 0.234 MiB; two workers two ahead, and one in use: five.
+    recipe = tiny_recipe(
+        vit,
+        pretrained=True,
+        dataloader_num_workers=2,
+        dataloader_prefetch_factor=2,
+        dataloader_persistent_workers=True,
+    )
+    result = run_recipe(recipe, tmp_path / "runs")
+    switch = result.switches["dataloader_num_workers"]
+    assert (switch.requested, switch.applied) == (2, 0)
+    assert switch.reason == "shared memory is too small for the batches of workers"
+    assert "1 MiB free, but 2 loader workers hand over up to 1 MiB" in caplog.text
+    assert "Going on without workers" in caplog.text
+
+
+@pytest.mark.usefixtures("small_shared_memory")
+def test_window_with_workers_is_refused_rather_than_measured_without(vit: Path) -> None:
     recipe = tiny_recipe(vit, pretrained=True, dataloader_num_workers=2)
     with pytest.raises(HfbenchError, match=r"1 MiB free, but 2 loader workers .* 1 MiB .*shm-size"):
-        run_recipe(recipe, tmp_path / "runs")
-    assert list(find_runs(tmp_path / "runs")) == []
+        Bench(recipe).measure_window(1, 1)
 
 
 def test_stream_without_a_reader_goes_silent() -> None:

@@ -56,7 +56,7 @@ class Sides:
         recipe = with_arguments(without_files(recipe), max_steps=1)
         args = build_training_arguments(recipe, folder)
         inputs = replace(bench.inputs, model=copy.deepcopy(bench.inputs.model))
-        self.trainer: BenchTrainer = assemble(recipe, args, inputs, Clock(), [])
+        self.trainer: BenchTrainer = assemble(recipe, args, inputs, Clock(), [], as_asked=True)
         self.trainer.remove_callback(PrinterCallback)
         self.device = args.device
         self._recipe = recipe

@@ -54,7 +54,7 @@ def measure_evaluation(bench: Bench, images: int, recipe: Recipe) -> Window:
     release_memory(args.device)
     reset_memory(args.device)
     inputs = replace(bench.inputs, model=copy.deepcopy(bench.inputs.model))
-    trainer = assemble(recipe, args, inputs, Clock(), [])
+    trainer = assemble(recipe, args, inputs, Clock(), [], as_asked=True)
     trainer.remove_callback(PrinterCallback)
     trainer.compute_metrics = None
     data = cast("ImageBatches", trainer.eval_dataset)
