@@ -197,6 +197,8 @@ def model_card(result: Result) -> str:
     lines += [for_markdown(recipe.description), ""]
     lines += [f"Fine-tuned and measured by hfbench {version}.", ""]
     lines += _metric_table(result)
+    if result.data.notes:
+        lines += [*(f"- {for_markdown(note)}" for note in result.data.notes), ""]
     lines += [f"![Loss and accuracy over epochs]({CURVES_FILE})", ""]
     if result.metrics.test:
         lines += [f"![Confusion matrix of the test images]({CONFUSION_FILE})", ""]

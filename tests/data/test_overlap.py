@@ -99,8 +99,10 @@ def test_run_says_that_test_images_were_trained_on(
     sentence = "6 of 6 test images were trained on: equal images are in the training split."
     assert sentence in result.data.notes
     assert sentence in caplog.text
+
     assert result.folder is not None
     assert (result.folder / "confusion.png").is_file()
+    assert sentence in (result.folder / "README.md").read_text("utf-8")
 
 
 def test_picture_that_fails_costs_no_run(
