@@ -11,6 +11,7 @@ import csv
 import hashlib
 import lzma
 import os
+import re
 import shutil
 import tarfile
 import zipfile
@@ -44,6 +45,8 @@ _LABEL_COLUMNS = (
 _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 _MOST_MEMBERS = 5_000_000
 _LOOKED_AT = 1000  # members
+_TABLES = ("parquet", "arrow")
+_LARGEST_CARD = 2**20  # bytes
 _METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")  # `datasets` reads them
 
 
@@ -71,7 +74,7 @@ def read_folder(dataset: DatasetSection, path: Path, cache: Path) -> datasets.Da
             an archive is damaged, does not fit on the disk, or has members outside of itself.
     """
     path = _unpacked(path, cache)
-    if not path.is_dir():
+    if not path.is_dir() or dataset.config_name is not None or _is_described(path):
         return None
     splits = _tables(dataset, path) or _class_folders(path)
     return _as_datasets(dataset, splits, path) if splits else None
@@ -100,6 +103,17 @@ def what_lies_there(path: Path) -> str:
         "train.csv and test.csv with a column of file names and one of labels; metadata.csv with "
         "file_name and a label beside the images; parquet; what save_to_disk writes."
     )
+
+
+def _is_described(root: Path) -> bool:
+    """Tell whether a folder is a data set of `datasets`: with tables, or a card that says what."""
+    card = root / "README.md"
+    if card.is_file() and card.stat().st_size < _LARGEST_CARD:
+        head = card.read_text("utf-8", errors="replace").partition("\n---")[0]
+        if head.startswith("---") and re.search(r"^(configs|dataset_info):", head, re.M):
+            return True
+    patterns = ("*", "*/*", "*/*/*")
+    return any(next(root.glob(f"{p}.{kind}"), None) for p in patterns for kind in _TABLES)
 
 
 def _image_suffixes() -> frozenset[str]:
@@ -135,7 +149,13 @@ def _class_folders(root: Path) -> dict[str, Listed] | None:
 
 
 def _images_below(folder: Path, suffixes: frozenset[str]) -> Iterator[Path]:
+    seen = set()  # a link may lead back
     for place, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
         folders[:] = sorted(name for name in folders if _counts(Path(name)))
         for name in sorted(names):
             if _counts(Path(name)) and os.path.splitext(name)[1].lower() in suffixes:
@@ -235,6 +255,7 @@ def _as_datasets(
     """Return the splits as `datasets` has them, images as paths."""
     import datasets
 
+    _check_encoding([file for found in splits.values() for file in found.files])
     labels = [label for found in splits.values() for label in found.labels]
     feature: Any = datasets.Value("int64")
     if any(isinstance(label, str) for label in labels):
@@ -250,6 +271,24 @@ def _as_datasets(
         table._fingerprint = digest.hexdigest()[:16]  # its own is another one in each process
         made[split] = table
     return datasets.DatasetDict(made)
+
+
+def _check_encoding(files: Sequence[str]) -> None:
+    """Refuse file names that are no text, as those from another system may be."""
+    odd = [file for file in files if not _is_text(file)]
+    if odd:
+        raise DataError(
+            f"{len(odd)} of {len(files)} images have names in another encoding than this system's, "
+            f"the first is {odd[0]}; rename them (convmv does many)."
+        )
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 # --- archives ---

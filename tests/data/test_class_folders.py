@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import tarfile
 import zipfile
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 from PIL import Image
@@ -79,6 +81,20 @@ def test_what_systems_leave_beside_files_is_no_image(tmp_path: Path) -> None:
     assert [len(split) for split in load(root)] == [6, 2]
 
 
+def test_link_that_leads_back_is_followed_once(tmp_path: Path) -> None:
+    root = write_classes(tmp_path / "d", {"train": 3, "test": 1}, ["cat", "dog"])
+    (root / "train" / "cat" / "back").symlink_to(root / "train", target_is_directory=True)
+    assert [len(split) for split in load(root)] == [6, 2]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_name_in_another_encoding_is_said(tmp_path: Path) -> None:
+    root = write_classes(tmp_path / "d", {"train": 3, "test": 1}, ["cat", "dog"])
+    (root / "train" / "cat" / "0.png").rename(root / "train" / "cat" / "\udce9t\udce9.png")
+    with pytest.raises(DataError, match=r"names in another encoding .* first is .*udce9"):
+        load(root)
+
+
 def test_classes_without_splits_say_that_there_is_no_test(tmp_path: Path) -> None:
     root = write_classes(tmp_path, {"d": 3}, ["cat", "dog", "train"])
     with pytest.raises(DataError, match=r'"test" is not a split of .* it has "train"'):
@@ -89,6 +105,35 @@ def test_two_folders_of_one_split_are_refused(tmp_path: Path) -> None:
     root = write_classes(tmp_path / "d", {"val": 1, "dev": 1, "train": 1}, ["cat", "dog"])
     with pytest.raises(DataError, match="would all be the split validation"):
         load(root)
+
+
+def test_picture_beside_tables_is_no_class(tmp_path: Path) -> None:
+    # As in a data set that was cloned from the Hub.
+    names = ["cat", "dog"]
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=names)}
+    )
+    for split, count in (("train", 6), ("test", 2)):
+        pictures = [Image.new("RGB", (8, 8), (number, 0, 0)) for number in range(count)]
+        columns = {"image": pictures, "label": [number % 2 for number in range(count)]}
+        file = tmp_path / "data" / f"{split}-00000-of-00001.parquet"
+        file.parent.mkdir(exist_ok=True)
+        datasets.Dataset.from_dict(columns, features=features).to_parquet(file)
+    write(tmp_path / "assets" / "logo.png")
+    train, test = load(tmp_path)
+    assert (len(train), len(test)) == (6, 2)
+    assert train.label_names == names
+
+
+def test_card_that_names_configurations_is_heeded(tmp_path: Path) -> None:
+    for name in ("clean", "noisy"):
+        write_classes(tmp_path / name, {"train": 3, "test": 1}, ["cat", "dog"])
+    entries = "".join(f"- config_name: {name}\n  data_dir: {name}\n" for name in ("clean", "noisy"))
+    (tmp_path / "README.md").write_text(f"---\nconfigs:\n{entries}---\n", "utf-8")
+    with pytest.raises(
+        DataError, match=r'configurations, "clean" and "noisy": dataset.config_name'
+    ):
+        load(tmp_path)
 
 
 # --- tables beside the images ---
