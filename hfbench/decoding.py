@@ -147,8 +147,8 @@ class EncodedImages:
             except MemoryError as error:
                 raise DataError(
                     f"{self._where}: memory ran out while images were decoded; "
-                    f"{free_memory() / 2**30:,.1f} GiB are free. Close other programs, or "
-                    f"{_SMALLER}."
+                    f"{free_memory() / 2**30:,.1f} GiB are free on the machine, and ulimit -v says "
+                    f"how much the process may take. Close other programs, or {_SMALLER}."
                 ) from error
             finally:
                 for task in ahead:
@@ -166,6 +166,9 @@ class EncodedImages:
             except _UnusableError as error:
                 part.failed.append(f"{self._name(position, entry)}: {error}")
                 continue
+            except _NoRoomError as error:
+                where = f"{self._where}: {self._name(position, entry)}"
+                raise DataError(f"{where}: {error}") from None
             part.pixels[position - start] = picture.pixels
             for names, applies in (
                 (part.converted, picture.mode != "RGB"),
@@ -262,6 +265,10 @@ class _UnusableError(Exception):
     """What is wrong with an image."""
 
 
+class _NoRoomError(Exception):
+    """What an image would need that the machine has not."""
+
+
 class _Room:
     """Lets as many threads decode at a time as half of the free memory has room for."""
 
@@ -275,9 +282,9 @@ class _Room:
         """Wait until there is room for a picture; refuse one that all would not be enough for."""
         size = _DECODING_BYTES * width * height
         if size > self._free:
-            raise _UnusableError(
+            raise _NoRoomError(
                 f"decoding its {width:,} x {height:,} pixels would take {size / 2**30:,.1f} GiB of "
-                f"memory, and {self._free / 2**30:,.1f} GiB are free; shrink it first"
+                f"memory, and {self._free / 2**30:,.1f} GiB are free. Shrink it, or close other programs."
             )
         with self._counted(size, _DECODING_SHARE * self._free):
             yield
@@ -304,9 +311,10 @@ class _Room:
 @contextmanager
 def _said() -> Iterator[None]:
     """Turn whatever damaged bytes lead PIL to into a sentence; memory is blamed on no image."""
+    ours = (_UnusableError, _NoRoomError, ShapeChangedError)
     try:
         yield
-    except (MemoryError, _UnusableError, ShapeChangedError):
+    except (MemoryError, *ours):
         raise
     except Image.DecompressionBombError as error:
         raise _UnusableError(f"it is too large, or made to fill the memory: {error}") from None
@@ -353,7 +361,7 @@ def _stored_size(entry: Entry, room: _Room) -> tuple[int, int] | None:
                 and picture.getexif().get(ExifTags.Base.Orientation, 1) >= _FIRST_TURNED
             )
             return (picture.height, picture.width) if turned else picture.size
-    except (_UnusableError, MemoryError):  # which decoding says
+    except (_UnusableError, _NoRoomError, MemoryError):  # which decoding says
         return None
 
 

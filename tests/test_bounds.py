@@ -111,14 +111,11 @@ def test_picture_that_memory_is_too_small_to_decode_is_named_with_its_size(
         entries.append({"bytes": buffer.getvalue(), "path": None})
     leave_free(monkeypatch, 5_000_000)
 
-    said = refusal(entries)
-    assert said[0] == "dataset: 1 of 2 images cannot be used:"
-    assert "image 1: decoding its 1,000 x 1,000 pixels would take" in said[1]
+    (said,) = refusal(entries)
+    assert said.startswith("dataset: image 1: decoding its 1,000 x 1,000 pixels would take")
 
 
-def test_limits_of_container_and_process_count(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_limit_of_a_container_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     leave_free(monkeypatch, 2**50)
     monkeypatch.setattr("hfbench.bounds._CGROUP", tmp_path)
     everything = free_memory()
