@@ -24,7 +24,7 @@ from hfbench.arguments import suggest
 from hfbench.bounds import require_memory
 from hfbench.connection import explain_hub_failure
 from hfbench.data import ImageSplit, balanced_subset
-from hfbench.decoding import EncodedImages
+from hfbench.decoding import EncodedImages, largest_kept
 from hfbench.errors import DataError, first_line, listed
 from hfbench.pixel_cache import Decoded, describe_file, load_decoded
 from hfbench.recipe import local_path
@@ -237,6 +237,7 @@ class _Table(Source):
             self._identity(rows, split, index),
             {"image_size": self.image_size, "interpolation": self.interpolation},
             lambda: self._decode(rows, split, index),
+            largest_kept(self.image_size),
         )
         return ImageSplit(
             decoded.images,

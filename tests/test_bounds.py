@@ -54,7 +54,7 @@ def png(width: int, height: int) -> bytes:
 # --- images ---
 
 
-def refusal(entries: list[Any]) -> list[str]:
+def refusal(entries: list[Any], image_size: int = 16) -> list[str]:
     """Return what is said of images that cannot be used, a line each behind the first."""
 
     def name(position: int, _: Any) -> str:
@@ -64,7 +64,7 @@ def refusal(entries: list[Any]) -> list[str]:
         return entries[start:stop]
 
     with pytest.raises(DataError) as caught:
-        list(EncodedImages(read, len(entries), name, name, 16, "bilinear").parts())
+        list(EncodedImages(read, len(entries), name, name, image_size, "bilinear").parts())
     return str(caught.value).splitlines()
 
 
@@ -93,7 +93,7 @@ def test_images_that_fill_the_memory_are_refused_before_the_first_is_decoded(
 
     # No more than their heads is read; four take 12 million bytes.
     entry = {"bytes": buffer.getvalue(), "path": None}
-    said = refusal([entry] * 4)
+    said = refusal([entry] * 4, 1000)
     assert said == [
         "dataset: 4 images of 1000 x 1000 would take 0.0 GiB of memory, and 0.0 GiB are free; "
         "train on fewer, with dataset.max_train_samples and dataset.max_eval_samples, or smaller "
