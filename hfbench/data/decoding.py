@@ -1,7 +1,8 @@
 """From encoded images to uint8 pixels, RGB and of one size: a part at a time, in several threads.
 
-No more whole pictures are held than are being decoded. If all images have one size they stay as
-they are; else each is resized from its original straight to the model's input.
+No more whole pictures are held than are being decoded. If all images have one size, and it is not
+far larger than the model's input, they stay as they are; else each is resized from its original
+straight to the model's input.
 """
 
 from __future__ import annotations
@@ -50,12 +51,22 @@ _PART_IMAGES = 256  # at most; handing over each would cost as much as decoding 
 _THREADS = min(32, _cores())  # more would hold more pictures and decode no faster
 _FIRST_TURNED = 5  # of EXIF's orientations: from here on height and width change places
 _SAMPLE = 16  # images, spread over the split, that are looked at before the others
+_KEPT_TIMES = 2  # as long a side as that of the model's input: of more, the model sees little
 _BAND_PIXELS = 2**20  # that are taken out of PIL at a time
 _DECODING_BYTES = 12  # a pixel: 4 in PIL, 4 more when it is turned, 3 as an array, some on the way
 _DECODING_SHARE = 0.5  # of the free memory, for the pictures that are being decoded
 _SMALLER = (
     "train on fewer, with dataset.max_train_samples and dataset.max_eval_samples, or smaller ones"
 )
+
+
+def largest_kept(image_size: int) -> int:
+    """Return how many pixels images of one size may have to be kept as they are stored.
+
+    Args:
+        image_size: Of the model's input.
+    """
+    return (_KEPT_TIMES * image_size) ** 2
 
 
 class EncodedImages:
@@ -85,7 +96,8 @@ class EncodedImages:
             count: How many there are.
             name: Says which image one is, by position and content, for errors.
             public_name: The same for notes, which are published with a model.
-            image_size: That images are resized to if their sizes are mixed: the model's input.
+            image_size: That images are resized to if their sizes are mixed, or far larger: the
+                model's input.
             interpolation: How they are resized.
             where: The beginning of errors, as in "cifar10".
         """
@@ -100,9 +112,11 @@ class EncodedImages:
         room = _Room()
         seen = (_stored_size(entry, room) for n in positions for entry in read(n, n + 1))
         sizes = {size for size in seen if size is not None}
-        self.is_resized = len(sizes) != 1
-        self._size = (image_size, image_size) if self.is_resized else next(iter(sizes))
         self._largest = max((width * height for width, height in sizes), default=0)  # pixels
+        self._is_mixed = len(sizes) > 1
+        is_kept = len(sizes) == 1 and self._largest <= largest_kept(image_size)
+        self._size = next(iter(sizes)) if is_kept else (image_size, image_size)
+        self.is_resized = not is_kept
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -142,13 +156,14 @@ class EncodedImages:
                     if not seen.failed:
                         yield part.pixels
             except ShapeChangedError:
-                self._size, self.is_resized = (self._image_size, self._image_size), True
+                self._size = (self._image_size, self._image_size)
+                self._is_mixed = self.is_resized = True
                 raise
             except MemoryError as error:
                 raise DataError(
                     f"{self._where}: memory ran out while images were decoded; "
-                    f"{free_memory() / 2**30:,.1f} GiB are free. Close other programs, or "
-                    f"{_SMALLER}."
+                    f"{free_memory() / 2**30:,.1f} GiB are free on the machine, and ulimit -v says "
+                    f"how much the process may take. Close other programs, or {_SMALLER}."
                 ) from error
             finally:
                 for task in ahead:
@@ -166,6 +181,9 @@ class EncodedImages:
             except _UnusableError as error:
                 part.failed.append(f"{self._name(position, entry)}: {error}")
                 continue
+            except _NoRoomError as error:
+                where = f"{self._where}: {self._name(position, entry)}"
+                raise DataError(f"{where}: {error}") from None
             part.pixels[position - start] = picture.pixels
             for names, applies in (
                 (part.converted, picture.mode != "RGB"),
@@ -210,10 +228,11 @@ class EncodedImages:
 
     def _say(self, seen: _Seen) -> list[str]:
         size = f"{self._size[0]} x {self._size[1]}"
+        why = "sizes are mixed" if self._is_mixed else "they are more than twice as large"
         changes = (
             (seen.converted, "are not RGB and were converted"),
             (seen.animated, "have several frames, of which the first was taken"),
-            (seen.resized, f"were resized to {size}, the model's input, since sizes are mixed"),
+            (seen.resized, f"were resized to {size}, the model's input, since {why}"),
         )
         return [
             f"{count} of {self._count} images {change}; the first is {first}."
@@ -262,6 +281,10 @@ class _UnusableError(Exception):
     """What is wrong with an image."""
 
 
+class _NoRoomError(Exception):
+    """What an image would need that the machine has not."""
+
+
 class _Room:
     """Lets as many threads decode at a time as half of the free memory has room for."""
 
@@ -275,9 +298,10 @@ class _Room:
         """Wait until there is room for a picture; refuse one that all would not be enough for."""
         size = _DECODING_BYTES * width * height
         if size > self._free:
-            raise _UnusableError(
+            raise _NoRoomError(
                 f"decoding its {width:,} x {height:,} pixels would take {size / 2**30:,.1f} GiB of "
-                f"memory, and {self._free / 2**30:,.1f} GiB are free; shrink it first"
+                f"memory, and {self._free / 2**30:,.1f} GiB are free. Shrink it, or close other "
+                "programs."
             )
         with self._counted(size, _DECODING_SHARE * self._free):
             yield
@@ -303,18 +327,20 @@ class _Room:
 
 @contextmanager
 def _said() -> Iterator[None]:
-    """Turn whatever damaged bytes lead PIL to into a sentence; memory is blamed on no image."""
+    """Turn what damaged bytes lead PIL to into a sentence; memory is blamed on no image."""
+    ours = (_UnusableError, _NoRoomError, ShapeChangedError)
     try:
         yield
-    except (MemoryError, _UnusableError, ShapeChangedError):
+    except (MemoryError, *ours):
         raise
     except Image.DecompressionBombError as error:
         raise _UnusableError(f"it is too large, or made to fill the memory: {error}") from None
     except Exception as error:  # PIL raises whatever the damaged bytes lead to
         said = str(error)[:_LONGEST_MESSAGE]
-        if is_out_of_memory(error) or "out of memory error" in said:  # the second one is PIL's
+        lacked = getattr(error, "errno", None) == errno.ENOMEM or "out of memory error" in said
+        if lacked or is_out_of_memory(error):  # the one before is PIL's
             raise MemoryError(said) from error
-        if isinstance(error, OSError) and error.errno in (errno.ENOMEM, errno.EMFILE, errno.ENFILE):
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
             raise  # of the machine, which no image is to blame for
         said = re.sub(r" <_io\.[^>]*>", "", said) or type(error).__name__
         raise _UnusableError(said) from None
@@ -353,7 +379,7 @@ def _stored_size(entry: Entry, room: _Room) -> tuple[int, int] | None:
                 and picture.getexif().get(ExifTags.Base.Orientation, 1) >= _FIRST_TURNED
             )
             return (picture.height, picture.width) if turned else picture.size
-    except (_UnusableError, MemoryError):  # which decoding says
+    except (_UnusableError, _NoRoomError, MemoryError):  # which decoding says
         return None
 
 

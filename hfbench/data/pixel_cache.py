@@ -77,6 +77,7 @@ def load_decoded(
     identity: Mapping[str, Any],
     resizing: Mapping[str, Any],
     decode: Callable[[], Decoded | Encoded],
+    largest_kept: int | None = None,
 ) -> Decoded:
     """Read a split from the cache, or decode it and put it there.
 
@@ -90,6 +91,7 @@ def load_decoded(
         identity: Everything that the pixels depend on; made of what JSON can hold.
         resizing: What they depend on as well if images have to be resized.
         decode: Raises, or its parts do, for images that cannot be used; nothing is kept then.
+        largest_kept: How many pixels images may have that are not resized; ``None``: any number.
     """
     import datasets
 
@@ -98,7 +100,11 @@ def load_decoded(
     folder = Path(datasets.config.HF_DATASETS_CACHE) / _FOLDER
     as_stored, resized = (folder / _file_name(key) for key in (identity, {**identity, **resizing}))
     for file in (as_stored, resized):
-        if (found := _read(file)) is not None:
+        found = _read(file)
+        if found is None:
+            continue
+        # Of a run whose model saw larger images.
+        if found.is_resized or math.prod(found.images.shape[2:]) <= (largest_kept or math.inf):
             return found
     content = decode()
     try:

@@ -21,7 +21,7 @@ import torch
 
 from hfbench.data.cifar import Archive, find_archive, find_archive_files
 from hfbench.data.class_folders import holds_images, read_folder, what_lies_there
-from hfbench.data.decoding import EncodedImages
+from hfbench.data.decoding import EncodedImages, largest_kept
 from hfbench.data.images import ImageSplit, balanced_subset
 from hfbench.data.overlap import say_classes
 from hfbench.data.pixel_cache import Decoded, describe_file, load_decoded
@@ -258,6 +258,7 @@ class _Table(Source):
             self._identity(rows, split, index),
             {"image_size": self.image_size, "interpolation": self.interpolation},
             lambda: self._decode(rows, split, index),
+            largest_kept(self.image_size),
         )
         return ImageSplit(
             decoded.images,

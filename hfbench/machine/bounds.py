@@ -10,11 +10,6 @@ from typing import IO, Any
 
 from hfbench.errors import DataError, HfbenchError
 
-try:
-    import resource
-except ImportError:  # Windows
-    resource = None  # type: ignore[assignment]
-
 LARGEST_JSON = 64 * 2**20  # bytes; the result of 21,843 classes takes 3 MiB
 _SHARE = 0.9  # of the free memory, for one thing
 _CGROUP = Path("/sys/fs/cgroup")
@@ -49,10 +44,11 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def free_memory() -> int:
-    """Return how many bytes this process can still take: of the machine, its container, its own.
+    """Return how many bytes are free on the machine, or in its container if that has fewer.
 
     The container's limit is Linux's (cgroup v2); what is cached of files counts as free, as in the
-    machine's.
+    machine's. A limit on address space (``ulimit -v``) is none on memory, and shows itself as a
+    `MemoryError`.
     """
     import psutil
 
@@ -64,10 +60,6 @@ def free_memory() -> int:
         free.append(int(limit) - int(used) + cached)
     except (OSError, ValueError):  # no such group, or no limit: "max"
         pass
-    if resource is not None:
-        limit_of_process, _ = resource.getrlimit(resource.RLIMIT_AS)
-        if limit_of_process != resource.RLIM_INFINITY:
-            free.append(limit_of_process - psutil.Process().memory_info().vms)
     return max(0, min(free))
 
 

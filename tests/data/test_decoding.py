@@ -17,7 +17,9 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from hfbench.data.decoding import EncodedImages
+from hfbench.data.sources import load_splits
 from hfbench.errors import DataError
+from hfbench.recipe.schema import DatasetSection
 from tests.data.test_images import (
     as_tensor,
     encoded,
@@ -86,14 +88,14 @@ def measure(tmp_path: Path, path: Path, limit: int = 0) -> tuple[int, int, int, 
     return pixels, peak, own, shape
 
 
-def write_photos(folder: Path, count: int) -> Path:
-    """Write JPEG photos of 12 megapixels, of several sizes, 36 million bytes each as pixels."""
+def write_photos(folder: Path, count: int, *, mixed: bool = True) -> Path:
+    """Write JPEG photos of 12 megapixels, 36 million bytes each as pixels."""
     whole = Image.fromarray(np.full((3000, 4000, 3), (220, 40, 40), np.uint8))
     for split, number in (("train", count), ("test", 2)):
         for n in range(number):
             place = folder / "photos" / split / ("cat", "dog")[n % 2]
             place.mkdir(parents=True, exist_ok=True)
-            whole.crop((0, 0, 4000 - n, 3000)).save(place / f"{n}.jpg", quality=60)
+            whole.crop((0, 0, 4000 - n * mixed, 3000)).save(place / f"{n}.jpg", quality=60)
     return folder / "photos"
 
 
@@ -115,10 +117,11 @@ def test_small_images_take_at_most_a_fifth_more_than_their_pixels(tmp_path: Path
 
 @linux
 @pytest.mark.slow
-def test_no_more_photos_are_held_than_are_being_decoded(tmp_path: Path) -> None:
-    few = measure(tmp_path, write_photos(tmp_path, 16))
+@pytest.mark.parametrize("mixed", [True, False])
+def test_no_more_photos_are_held_than_are_being_decoded(tmp_path: Path, mixed: bool) -> None:
+    few = measure(tmp_path, write_photos(tmp_path, 16, mixed=mixed))
     (tmp_path / "more").mkdir()
-    many = measure(tmp_path / "more", write_photos(tmp_path / "more", 48))
+    many = measure(tmp_path / "more", write_photos(tmp_path / "more", 48, mixed=mixed))
 
     assert few[3] == [16, 3, 32, 32]
     assert many[1] - few[1] < 4 * 36_000_000  # 32 more, which would be 1.2 billion bytes
@@ -221,6 +224,38 @@ def test_odd_image_that_was_not_looked_at_makes_all_be_resized(tmp_path: Path) -
     assert train.notes[0].startswith("300 of 300 images were resized to 16 x 16")
 
 
+def test_photos_far_larger_than_the_input_are_shrunk_as_they_are_decoded(tmp_path: Path) -> None:
+    # For a model of 16 px, images of up to 32 x 32 pixels are kept.
+    for side, kept in ((32, True), (33, False)):
+        images = [picture(n, size=(side, side)) for n in range(4)]
+        (tmp_path / str(side)).mkdir()
+        train, _ = load(saved(tmp_path / str(side), table(images, [0, 1, 0, 1]), good(2)))
+        size = side if kept else 16
+        first = F.resize(as_tensor(images[0]), [size, size], antialias=True)
+        assert torch.equal(train.images[0], first)
+        assert train.notes == (
+            []
+            if kept
+            else [
+                "4 of 4 images were resized to 16 x 16, the model's input, since they are more "
+                "than twice as large; the first is train image 0."
+            ]
+        )
+
+
+def test_what_a_larger_model_left_in_the_cache_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    path = saved(tmp_path, table([picture(n, (40, 40)) for n in range(4)], [0, 1] * 2), good(2))
+    dataset = DatasetSection(name_or_path=str(path))
+
+    assert load_splits(dataset, 64, "bilinear")[0].images.shape == (4, 3, 40, 40)
+    for _ in range(2):
+        assert load_splits(dataset, 16, "bilinear")[0].images.shape == (4, 3, 16, 16)
+    assert load_splits(dataset, 64, "bilinear")[0].images.shape == (4, 3, 40, 40)
+
+
 def turned(image: Image.Image, kind: str) -> dict[str, Any]:
     """Encode a picture that was taken with the camera on its side."""
     exif = Image.Exif()
@@ -279,7 +314,7 @@ def test_sixteen_bits_of_grey_are_refused_and_of_colour_are_rounded_down() -> No
 def test_large_photo_is_taken_in_bands_without_a_seam() -> None:
     image = picture(0, size=(2000, 1100)).convert("CMYK")
 
-    pixels, _ = decode([encoded(image, "TIFF")])
+    pixels, _ = decode([encoded(image, "TIFF")], 2000)
     assert torch.equal(pixels[0], as_tensor(image))
 
 
