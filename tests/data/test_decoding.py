@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,15 @@ import torch
 from PIL import ExifTags, Image, ImageFile
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
+from transformers import pipeline
 
 from hfbench.data.decoding import EncodedImages
 from hfbench.data.sources import load_splits
 from hfbench.errors import DataError
 from hfbench.recipe.schema import DatasetSection
+from hfbench.results.schema import find_runs
+from hfbench.training.run import run_recipe
+from tests.builders import tiny_recipe, vit_config, write_model
 from tests.data.test_images import (
     as_tensor,
     encoded,
@@ -224,6 +230,28 @@ def test_odd_image_that_was_not_looked_at_makes_all_be_resized(tmp_path: Path) -
     assert train.notes[0].startswith("300 of 300 images were resized to 16 x 16")
 
 
+def test_saved_model_sees_images_of_mixed_sizes_as_the_evaluation_did(tmp_path: Path) -> None:
+    sizes = [(24, 24)] * 8 + [(288, 200)] * 2  # most of them smaller than the input
+    files = []
+    for split in ("train", "test"):
+        for n, size in enumerate(sizes):
+            file = tmp_path / "images" / split / ("cat", "dog")[n % 2] / f"{n}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            picture(n, size=size).save(file)
+            files.append(file)
+    dataset = {"name_or_path": str(tmp_path / "images"), "max_train_samples": None}
+    vit = write_model(tmp_path / "vit", vit_config())
+    recipe = tiny_recipe(vit, pretrained=True, dataset=dataset | {"max_eval_samples": None})
+    run_recipe(recipe, tmp_path / "runs")
+
+    (run,) = find_runs(tmp_path / "runs")
+    classify = pipeline("image-classification", model=str(run.folder / "model"))
+    order = sorted(files[10:], key=lambda file: (file.parent.name, file.name))
+    seen = [classify(Image.open(file))[0]["score"] for file in order]
+    evaluated = np.load(run.folder / "predictions.npz")["probability"]
+    assert np.abs(np.array(seen) - evaluated).max() < 1e-5
+
+
 def test_photos_far_larger_than_the_input_are_shrunk_as_they_are_decoded(tmp_path: Path) -> None:
     # For a model of 16 px, images of up to 32 x 32 pixels are kept.
     for side, kept in ((32, True), (33, False)):
@@ -309,6 +337,23 @@ def test_sixteen_bits_of_grey_are_refused_and_of_colour_are_rounded_down() -> No
     grey = Image.fromarray(np.full((6, 8), 40_000, np.uint16))
     with pytest.raises(DataError, match="image 1: it has more than 8 bits a channel; convert"):
         decode([encoded(picture(0)), encoded(grey)])
+
+    pixels, content = decode([{"bytes": sixteen_bits(0x12FF, 0x3480, 0xFF00), "path": None}])
+    assert pixels.view(3, -1)[:, 0].tolist() == [0x12, 0x34, 0xFF]
+    assert content.notes == []
+
+
+def sixteen_bits(*colour: int) -> bytes:
+    """Write a PNG of 4 x 4 pixels with 16 bits a channel, which PIL does not."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        checksum = struct.pack(">I", zlib.crc32(kind + content))
+        return struct.pack(">I", len(content)) + kind + content + checksum
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 4, 4, 16, 2, 0, 0, 0))
+    lines = (b"\0" + struct.pack(">3H", *colour) * 4) * 4
+    body = chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + header + body
 
 
 def test_large_photo_is_taken_in_bands_without_a_seam() -> None:

@@ -440,7 +440,10 @@ def test_sum_of_micro_batch_means_is_flagged(
 
 
 def loader_bound(folder: Path) -> Recipe:
-    """A small model on images that are cropped, coloured and resized from 512 pixels."""
+    """A small model on images that are cropped, coloured and resized from 512 to 256 pixels.
+
+    More than twice the input they would be resized before training.
+    """
     picture = Image.fromarray(np.arange(512 * 512, dtype=np.uint8).reshape(512, 512)).convert("RGB")
     features = datasets.Features(
         {"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])}
@@ -449,10 +452,12 @@ def loader_bound(folder: Path) -> Recipe:
         rows = {"image": [picture] * count, "label": [0, 1] * (count // 2)}
         datasets.Dataset.from_dict(rows, features=features).to_parquet(folder / f"{split}.parquet")
     return tiny_recipe(
-        write_model(folder / "flat", vit_config(num_hidden_layers=1)),
+        write_model(
+            folder / "flat", vit_config(num_hidden_layers=1, image_size=256, patch_size=64)
+        ),
         pretrained=True,
         dataset={"name_or_path": str(folder)},
-        preprocessing={"image_size": 32, "augmentation": ["random_crop", "color"]},
+        preprocessing={"image_size": 256, "augmentation": ["random_crop", "color"]},
     )
 
 
