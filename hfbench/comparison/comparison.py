@@ -159,7 +159,7 @@ def compare(
         circumstances=circumstances(before[0], after[0]),
         notes=notes
         + more
-        + _say_leak(after[0])
+        + _say_leak([*before, *after])
         + [f"{name}: {why}." for name, why in diverged.items()],
         sentence="",
         order=say_order(before, after),
@@ -169,9 +169,10 @@ def compare(
     return replace(found, sentence=_write(found))
 
 
-def _say_leak(result: Result) -> list[str]:
+def _say_leak(runs: Sequence[Result]) -> list[str]:
     """Say that test images were trained on, by both sides: they have the same images."""
-    leaked, images = result.data.test_in_train, result.data.eval_samples
+    known = (run.data.test_in_train for run in runs if run.data.test_in_train is not None)
+    leaked, images = next(known, 0), runs[0].data.eval_samples
     if not leaked:
         return []
     return [f"{leaked:,} of {images:,} test images were trained on, by both sides."]

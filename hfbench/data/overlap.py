@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import unicodedata
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -99,18 +100,22 @@ def _alike(names: Sequence[str]) -> list[list[str]]:
     groups: dict[str, list[str]] = {}
     for name in names:
         plain = unicodedata.normalize("NFKC", name).casefold()
-        bare = "".join(plain.replace("_", " ").replace("-", " ").split())
+        seen = "".join(c for c in plain if unicodedata.category(c) != "Cf")  # marks that none sees
+        bare = " ".join(re.sub(r"(?<=\w)[_-]+(?=\w)", " ", seen).split())
         groups.setdefault(bare, []).append(name)
     return [group for group in groups.values() if len(group) > 1]
 
 
 def _digests(split: ImageSplit) -> list[bytes]:
     """Return a digest of each image's pixels; hashing leaves the interpreter to other threads."""
+    shape = str(tuple(split.images.shape[1:])).encode()  # equal bytes may be another image
     images = split.images.contiguous().numpy().reshape(len(split), -1)
 
     def digest(start: int) -> list[bytes]:
         rows = images[start : start + _CHUNK]
-        return [hashlib.blake2b(row.data, digest_size=_DIGEST_BYTES).digest() for row in rows]
+        return [
+            hashlib.blake2b(row.data, digest_size=_DIGEST_BYTES, key=shape).digest() for row in rows
+        ]
 
     with ThreadPoolExecutor(os.cpu_count() or 1) as threads:
         return list(chain.from_iterable(threads.map(digest, range(0, len(images), _CHUNK))))

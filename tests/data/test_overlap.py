@@ -65,6 +65,7 @@ def test_cifar_100_has_the_known_doubles(shared: Path) -> None:
         ([0, 1], [0, 1], ["Cat", "cat "], 'The classes "Cat" and "cat " differ in writing alone'),
         ([0, 1], [0, 1], ["e\u0301", "\u00e9"], "differ in writing alone"),
         ([0, 1], [0, 1], ["sea_lion", "Sea lion"], "differ in writing alone"),
+        ([0, 1], [0, 1], ["cat", "cat\u200b"], "differ in writing alone"),
     ],
 )
 def test_odd_classes_are_said(
@@ -72,6 +73,11 @@ def test_odd_classes_are_said(
 ) -> None:
     found = say_classes(split(train, train, names), split(test, test, names))
     assert any(said in sentence for sentence in found), found
+
+
+@pytest.mark.parametrize("names", [["1-2", "12"], ["-", "_"], ["c", "c-"], ["1", "-1"]])
+def test_names_that_differ_are_not_alike(names: list[str]) -> None:
+    assert say_classes(split([0, 1], [0, 1], names), split([0, 1], [0, 1], names)) == []
 
 
 def test_ordinary_classes_need_no_word() -> None:
