@@ -10,7 +10,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -92,7 +92,8 @@ def run_recipe(
         Interrupted: After Ctrl-C; `resume` goes on.
     """
     recipe, root = recheck(recipe), output_folder(output_dir)
-    interruption, place = Interruption(), _Place(resumes=resume)
+    place = _Place(resumes=resume)
+    interruption = place.interruption
     with alone("run_recipe"), ExitStack() as held:
         if requested_processes() == 1:
             held.enter_context(interruption.listen())
@@ -126,6 +127,7 @@ class _Place:
     trained: bool = False
     finished: bool = False
     trainer: BenchTrainer | None = None
+    interruption: Interruption = field(default_factory=Interruption)
 
     def say_stop(self) -> str:
         """Say what is kept of a stopped run, and how to go on; nothing is left of nothing."""
@@ -211,7 +213,7 @@ def _run(
     with clock.measure("final_save"):
         trainer.close_loaders()
         if args.should_save:
-            _save(inputs, scores, recipe, folder)
+            _save(inputs, scores, recipe, folder, place.interruption)
     if args.should_save:
         result = record(
             recipe,
@@ -347,18 +349,20 @@ def _predict(trainer: BenchTrainer, split: ImageSplit, batches: Any) -> Scores:
     return Scores.unpack(output.predictions)
 
 
-def _save(inputs: Inputs, scores: Scores, recipe: Recipe, folder: Path) -> None:
+def _save(
+    inputs: Inputs, scores: Scores, recipe: Recipe, folder: Path, interruption: Interruption
+) -> None:
     save_predictions(folder / PREDICTIONS_FILE, inputs.test, scores)
-    with _unless_it_cannot_be_drawn(CURVES_FILE):
+    with _unless_it_cannot_be_drawn(CURVES_FILE, interruption):
         plots.plot_curves(folder / "log.jsonl", recipe.name, folder / CURVES_FILE)
     if has_labels(recipe):
         labels, names = inputs.test.labels.numpy(), inputs.test.label_names
-        with _unless_it_cannot_be_drawn(CONFUSION_FILE):
+        with _unless_it_cannot_be_drawn(CONFUSION_FILE, interruption):
             plots.plot_confusion(labels, scores.prediction, names, folder / CONFUSION_FILE)
 
 
 @contextmanager
-def _unless_it_cannot_be_drawn(name: str) -> Iterator[None]:
+def _unless_it_cannot_be_drawn(name: str, interruption: Interruption) -> Iterator[None]:
     """Do without a picture that fails, and without a word for each letter that a font lacks."""
     try:
         with warnings.catch_warnings():
@@ -367,6 +371,8 @@ def _unless_it_cannot_be_drawn(name: str) -> Iterator[None]:
     except OSError:
         raise  # of the disk, which the result needs too
     except Exception as error:  # of matplotlib, whose kinds are many
+        if interruption.came:  # and which makes one of Ctrl-C
+            raise
         logger.warning(f"{name} cannot be drawn, and is left out: {first_line(error)}")
 
 
